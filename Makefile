@@ -1,0 +1,38 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: the environment makes itself and is kept.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check format wheel bench clean
+
+demo: $(READY)  ## fit both stages on real purchases, print the tables and three households' lists
+	$(BIN)/python examples/complete_journey.py
+
+test: $(READY)  ## the test suite
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## formatting, lint, types, dependency rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(READY)  ## build the wheel and import it where nothing else is installed
+	$(BIN)/python .ci/check_wheel.py
+
+bench: $(READY)  ## the tables of benchmarks/README.md; needs RECSYS_DATA, takes about an hour
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf .venv dist build results
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)

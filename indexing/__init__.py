@@ -1,0 +1,1 @@
+"""Stage 1: strings and arrays in, candidate rows out."""

@@ -1,0 +1,81 @@
+"""Item-to-item neighbours from behaviour: which items are taken soon after which.
+
+Owns counting and normalising. What a history's neighbours are worth to a user is decided in `indexing/sources.py`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from indexing.history import Histories
+from indexing.sparse import keep_largest
+
+PAIRS_PER_BLOCK = 20_000_000  # bounds memory: about 0.5 GB of temporary arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CovisitationConfig:
+    """How pairs are counted.
+
+    Attributes:
+        window: pairs at most this many events apart count.
+        reverse_weight: worth of "taken before" relative to "taken after".
+        n_neighbours: kept per item.
+    """
+
+    window: int = 10
+    reverse_weight: float = 0.5
+    n_neighbours: int = 200
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.n_neighbours < 1:
+            raise ValueError(f"covisitation: window and n_neighbours must be at least 1, got {self}")
+        if not 0.0 <= self.reverse_weight <= 1.0:
+            raise ValueError(f"covisitation: reverse_weight={self.reverse_weight} must lie in [0, 1]")
+
+
+def covisitation(histories: Histories, n_items: int, config: CovisitationConfig) -> sp.csr_matrix:
+    """Directional co-occurrence with distance decay.
+
+    A pair (i, then j, d events later) adds 1/d to [i, j] and `reverse_weight`/d to [j, i]; each entry is divided by
+    the square root of both items' counts. An item is no neighbour of itself.
+
+    Args:
+        histories: sequences in order of time.
+        n_items: rows of the items table.
+        config: window, reverse weight, neighbours kept.
+
+    Returns:
+        float32 CSR (n_items, n_items) with at most `n_neighbours` entries a row.
+    """
+    rows = histories.item_rows.astype(np.int64)
+    owner = np.repeat(np.arange(len(histories)), histories.lengths)
+    counts = np.bincount(rows, minlength=n_items).astype(np.float32)
+    scale = sp.diags_array(1.0 / np.sqrt(np.maximum(counts, 1.0)), dtype=np.float32)
+    total = sp.csr_matrix((n_items, n_items), dtype=np.float32)
+    for distances in _blocks(config.window, len(rows)):
+        total = total + _count(rows, owner, distances, n_items)
+    directed = total + config.reverse_weight * total.T
+    return keep_largest(sp.csr_matrix(scale @ directed @ scale), config.n_neighbours)
+
+
+def _blocks(window: int, n_events: int) -> list[npt.NDArray[np.int64]]:
+    """Distances 1..window in groups of at most about `PAIRS_PER_BLOCK` pairs."""
+    per_block = max(1, PAIRS_PER_BLOCK // max(n_events, 1))
+    return np.split(np.arange(1, window + 1), range(per_block, window, per_block))
+
+
+def _count(
+    rows: npt.NDArray[np.int64], owner: npt.NDArray[np.int64], distances: npt.NDArray[np.int64], n_items: int
+) -> sp.csr_matrix:
+    """Forward pairs at these distances, each worth 1/distance."""
+    first, second, worth = [], [], []
+    for distance in distances:
+        pair = (owner[:-distance] == owner[distance:]) & (rows[:-distance] != rows[distance:])
+        first.append(rows[:-distance][pair])
+        second.append(rows[distance:][pair])
+        worth.append(np.full(pair.sum(), 1.0 / distance, dtype=np.float32))
+    pairs = (np.concatenate(first), np.concatenate(second))
+    return sp.coo_matrix((np.concatenate(worth), pairs), shape=(n_items, n_items)).tocsr()

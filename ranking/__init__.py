@@ -1,0 +1,1 @@
+"""Stage 2: frames in, ordered frames out."""

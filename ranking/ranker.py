@@ -1,0 +1,216 @@
+"""LightGBM lambdarank over named features.
+
+Owns group sizes, guards on labels, and the model file. Which rows are trained on is `ranking/training_set.py`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+MAX_GROUP = 10_000  # LightGBM refuses longer queries
+MAX_LABEL = 30  # LightGBM's default label gains end here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankerConfig:
+    """LightGBM's settings.
+
+    Attributes:
+        n_trees: upper limit; early stopping usually ends sooner.
+        early_stopping: trees without a better ndcg@10 on the validation users before training stops.
+        learning_rate: shrinkage.
+        n_leaves: per tree.
+        min_leaf_rows: rows in a leaf at least.
+        feature_fraction: features drawn per tree.
+        row_fraction: rows drawn per tree.
+        l2: regularisation of leaf values.
+        truncation: places of a list that the loss looks at.
+        n_threads: 0 means all cores.
+    """
+
+    n_trees: int = 400
+    early_stopping: int = 40
+    learning_rate: float = 0.05
+    n_leaves: int = 31
+    min_leaf_rows: int = 50
+    feature_fraction: float = 0.7
+    row_fraction: float = 0.8
+    l2: float = 5.0
+    truncation: int = 30
+    n_threads: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.n_trees, self.early_stopping, self.min_leaf_rows, self.truncation) < 1 or self.n_leaves < 2:
+            raise ValueError(f"ranker: counts must be at least 1 and n_leaves at least 2, got {self}")
+        if not (0 < self.feature_fraction <= 1 and 0 < self.row_fraction <= 1 and self.learning_rate > 0):
+            raise ValueError(f"ranker: fractions must lie in (0, 1] and learning_rate above 0, got {self}")
+        if self.l2 < 0 or self.n_threads < 0:
+            raise ValueError(f"ranker: l2 and n_threads must be 0 or more, got {self}")
+
+
+class Ranker:
+    """Scores candidate rows; higher is better, and only the order inside one user means anything."""
+
+    def __init__(self, config: RankerConfig, *, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+        self.features: list[str] = []
+        self._booster: Any = None
+
+    def fit(self, train: pl.DataFrame, validation: pl.DataFrame, features: list[str]) -> Self:
+        """Train on labelled groups.
+
+        Args:
+            train: `user_row`, `label` and the features; rows of a user lie together.
+            validation: the same of other users, for early stopping; may be empty, then `n_trees` are grown.
+            features: names of the columns to read.
+
+        Raises:
+            ValueError: no features, a feature column that is missing, no rows, a label that is null, NaN, negative,
+                fractional or above 30, rows of one user apart, no user with both a taken and another candidate, or a
+                user with more than 10,000 rows.
+            RuntimeError: training ended with the same score for every row.
+        """
+        import lightgbm as lgb
+
+        for rows in (train, validation) if validation.height else (train,):
+            check_groups(rows)
+            _check_columns(rows, features)
+        self.features = list(features)
+        dataset = self._dataset(train)
+        callbacks: list[Any] = []
+        valid_sets: list[Any] = []
+        if validation.height:
+            valid_sets = [self._dataset(validation, reference=dataset)]
+            callbacks = [lgb.early_stopping(self.config.early_stopping, verbose=False)]
+        self._booster = lgb.train(
+            self._parameters(), dataset, self.config.n_trees, valid_sets=valid_sets, callbacks=callbacks
+        )
+        if np.ptp(self.predict(train)) == 0.0:
+            self._booster = None
+            raise RuntimeError(
+                f"ranker: {train.height} rows with {len(features)} features gave every row the same score; "
+                "lower min_leaf_rows or bring more users with labels"
+            )
+        return self
+
+    def predict(self, rows: pl.DataFrame) -> npt.NDArray[np.float64]:
+        """Scores, float64 (n_rows,).
+
+        Raises:
+            RuntimeError: not fitted.
+            ValueError: a feature column is missing.
+        """
+        if self._booster is None:
+            raise RuntimeError("ranker: not fitted; call fit or load first")
+        _check_columns(rows, self.features)
+        if rows.is_empty():
+            return np.zeros(0)
+        scores = self._booster.predict(self._matrix(rows), num_threads=self.config.n_threads or None)
+        return np.asarray(scores, dtype=np.float64)
+
+    def importance(self) -> dict[str, float]:
+        """Total gain of each feature, largest first."""
+        if self._booster is None:
+            raise RuntimeError("ranker: not fitted; call fit or load first")
+        gains = self._booster.feature_importance("gain")
+        return dict(sorted(zip(self.features, map(float, gains), strict=True), key=lambda pair: -pair[1]))
+
+    def save(self, folder: Path) -> None:
+        """Write `model.txt` (LightGBM's text form) and `features.json`."""
+        if self._booster is None:
+            raise RuntimeError("ranker: not fitted; call fit or load first")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._booster.save_model(folder / "model.txt", num_iteration=self._booster.best_iteration or None)
+        (folder / "features.json").write_text(json.dumps(self.features, indent=2), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, config: RankerConfig, *, seed: int) -> Self:
+        """Read what `save` wrote. Check the files' hashes first: a damaged model can abort the process."""
+        import lightgbm as lgb
+
+        ranker = cls(config, seed=seed)
+        ranker.features = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        ranker._booster = lgb.Booster(model_file=folder / "model.txt")
+        return ranker
+
+    def _parameters(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "objective": "lambdarank",
+            "metric": "ndcg",
+            "eval_at": [10],
+            "lambdarank_truncation_level": config.truncation,
+            "learning_rate": config.learning_rate,
+            "num_leaves": config.n_leaves,
+            "min_data_in_leaf": config.min_leaf_rows,
+            "feature_fraction": config.feature_fraction,
+            "bagging_fraction": config.row_fraction,
+            "bagging_freq": 1,
+            "lambda_l2": config.l2,
+            "num_threads": config.n_threads,
+            "seed": self.seed,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbosity": -1,
+        }
+
+    def _dataset(self, rows: pl.DataFrame, reference: Any = None) -> Any:
+        import lightgbm as lgb
+
+        # Features keep their names on our side: LightGBM refuses or changes names with spaces, commas or brackets.
+        return lgb.Dataset(
+            self._matrix(rows),
+            label=rows["label"].to_numpy(),
+            group=group_sizes(rows),
+            reference=reference,
+        )
+
+    def _matrix(self, rows: pl.DataFrame) -> npt.NDArray[np.float32]:
+        return rows.select(pl.col(self.features).cast(pl.Float32)).fill_null(float("nan")).to_numpy()
+
+
+def _check_columns(rows: pl.DataFrame, features: list[str]) -> None:
+    if not features:
+        raise ValueError("ranker: there are no features; name at least one numeric column")
+    missing = [name for name in features if name not in rows.columns]
+    if missing:
+        raise ValueError(f"ranker: {len(missing)} feature columns are missing, first: {missing[:5]}")
+
+
+def group_sizes(rows: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """Rows per user in the order in which the users come; equal users must lie together."""
+    return rows["user_row"].rle().struct.field("len").to_numpy().astype(np.int64)
+
+
+def check_groups(rows: pl.DataFrame) -> None:
+    """Refuse what LightGBM would abort on, or worse, train on without a word.
+
+    Raises:
+        ValueError: see `Ranker.fit`.
+    """
+    if rows.is_empty():
+        raise ValueError("ranker: there are no labelled rows to train on")
+    labels = rows["label"].cast(pl.Float64)
+    bad = rows.filter(
+        labels.is_null() | labels.is_nan() | (labels < 0) | (labels > MAX_LABEL) | (labels != labels.round())
+    )
+    if bad.height:
+        raise ValueError(
+            f"ranker: {bad.height} labels are not whole numbers from 0 to {MAX_LABEL}, "
+            f"first: {bad['label'].head(5).to_list()}"
+        )
+    if rows["user_row"].rle().len() != rows["user_row"].n_unique():
+        raise ValueError("ranker: rows of one user must lie together; sort by user_row first")
+    sizes = group_sizes(rows)
+    if sizes.max() > MAX_GROUP:
+        raise ValueError(
+            f"ranker: a user has {sizes.max()} candidates, LightGBM takes at most {MAX_GROUP}; lower n_candidates"
+        )
+    if rows.group_by("user_row").agg(mixed=pl.col("label").n_unique() > 1)["mixed"].sum() == 0:
+        raise ValueError("ranker: no user has both a taken and another candidate, there is nothing to learn from")

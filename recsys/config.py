@@ -1,0 +1,146 @@
+"""The whole configuration: one dataclass for each part, composed here, and read from TOML."""
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from indexing.contrastive import ContrastiveConfig
+from indexing.covisitation import CovisitationConfig
+from indexing.encoder import EncoderConfig
+from indexing.history import HistoryConfig
+from indexing.index import IndexConfig
+from indexing.lexical import LexicalConfig
+from indexing.retriever import RetrieverConfig
+from ranking.features import FeatureConfig
+from ranking.interest import InterestConfig
+from ranking.ranker import RankerConfig
+from recsys.errors import InvalidConfig
+from recsys.splits import WindowConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecommenderConfig:
+    """Everything a fit depends on besides the tables.
+
+    Attributes:
+        encoder: the text encoder.
+        history: the user tower.
+        contrastive: training of both towers.
+        index: the vector index.
+        covisitation: neighbours from behaviour.
+        lexical: neighbours from words and characters.
+        retriever: depth of each source.
+        interest: the cross-encoder.
+        features: behavioural features.
+        ranker: LightGBM.
+        windows: how time is divided.
+        n_interest: candidates per user that the cross-encoder scores, the best by stage 1; 0 leaves it out.
+        max_label_users: users per label window that stage 2 learns from, drawn at random where there are more.
+        repeat_limit: `filter_seen="auto"` shows seen items where at least this share of interactions are repeats.
+        unknown_token_limit: above this share of unknown tokens the encoder cannot read the catalogue, and fit warns.
+        ignore_columns: columns of the items that must not become features.
+        unknown_items: "drop" or "raise" interactions whose item is not in the items table.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        seed: of everything random.
+        progress: show bars on stderr.
+    """
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    covisitation: CovisitationConfig = field(default_factory=CovisitationConfig)
+    lexical: LexicalConfig = field(default_factory=LexicalConfig)
+    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    interest: InterestConfig = field(default_factory=InterestConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    n_interest: int = 20
+    max_label_users: int = 2000
+    repeat_limit: float = 0.15
+    unknown_token_limit: float = 0.2
+    ignore_columns: tuple[str, ...] = ()
+    unknown_items: Literal["drop", "raise"] = "drop"
+    device: str = "auto"
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_interest", 0), ("max_label_users", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InvalidConfig(f"{name}={getattr(self, name)} must be {least} or more")
+        for name in ("repeat_limit", "unknown_token_limit"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InvalidConfig(f"{name}={getattr(self, name)} is a share, it must lie in [0, 1]")
+        if self.unknown_items not in ("drop", "raise"):
+            raise InvalidConfig(f'unknown_items={self.unknown_items!r} must be "drop" or "raise"')
+
+
+def read_config(path: str | Path) -> RecommenderConfig:
+    """Read a TOML file whose tables are named like the attributes of `RecommenderConfig`.
+
+    Raises:
+        InvalidConfig: the file cannot be read or is no TOML, a key is unknown (the message names the nearest known
+            one), or a value has the wrong type or is refused by its part.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidConfig(f"config file {path} does not exist") from error
+    except OSError as error:
+        raise InvalidConfig(f"config file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"config file {path} is not valid TOML: {error}") from error
+    return config_from_dict(values)
+
+
+def config_from_dict(values: dict[str, Any]) -> RecommenderConfig:
+    """Build the configuration from nested dictionaries; what is not named keeps its default."""
+    config: RecommenderConfig = _build(RecommenderConfig, values, "")
+    return config
+
+
+def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    known = [entry.name for entry in fields(kind)]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {where}{near[0]!s}?" if near else f"; known keys: {', '.join(known)}"
+            raise InvalidConfig(f"unknown key {where}{key}{hint}")
+        if is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise InvalidConfig(f"{where}{key} must be a table, got {value!r}")
+            value = _build(hints[key], value, f"{where}{key}.")
+        elif not _fits(value, hints[key]):
+            raise InvalidConfig(f"{where}{key} must be {_name_of(hints[key])}, got {value!r}")
+        arguments[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        part = where.removesuffix(".") or "config"
+        message = str(error).removeprefix(f"{part}: ")
+        raise InvalidConfig(f"{part}: {message}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of its field; which values of that type are allowed is the part's business."""
+    kind = get_origin(hint)
+    if kind is UnionType:
+        return any(_fits(value, part) for part in get_args(hint))
+    if kind is tuple:
+        return isinstance(value, list | tuple) and all(_fits(part, get_args(hint)[0]) for part in value)
+    if kind is Literal:
+        return isinstance(value, str)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+
+
+def _name_of(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint).removeprefix("typing.")

@@ -1,0 +1,416 @@
+"""The door: `Recommender`.
+
+Owns the public verbs, checks what comes in and gives back frames in the caller's library. What a fit does is
+`recsys/pipeline.py`; what a candidate looks like is `recsys/snapshot.py`.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import narwhals as nw
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from tqdm import tqdm
+
+from ranking.rerank import top_k
+from recsys import pipeline
+from recsys.bundle import open_bundle, write_bundle
+from recsys.catalogue import user_numbers
+from recsys.config import RecommenderConfig, config_from_dict
+from recsys.device import resolve_device
+from recsys.errors import InvalidConfig, InvalidData, NotFitted, UnknownUsers
+from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
+from recsys.schema import Table, to_caller, validate, validate_histories
+from recsys.snapshot import People, candidate_frame, gather_people, to_frame
+
+log = logging.getLogger("recsys")
+
+USERS_PER_BLOCK = 512
+FilterSeen = bool | Literal["auto"]
+OnUnknown = Literal["fallback", "warn", "raise"]
+
+
+class Recommender:
+    """A two-stage recommender: retrieval by vectors and behaviour, ranking by interest and behaviour.
+
+    Example:
+        >>> recommender = Recommender().fit(interactions, items)
+        >>> recommender.recommend(["ada", "bob"], k=10)
+    """
+
+    def __init__(self, config: RecommenderConfig | None = None) -> None:
+        self.config = config or RecommenderConfig()
+        self._fitted: Fitted | None = None
+        self._implementation = nw.Implementation.POLARS
+
+    def fit(self, interactions: Table, items: Table, users: Table | None = None) -> Self:
+        """Learn from two tables, or three.
+
+        Args:
+            interactions: who took what when: `user_id`, `item_id`, `timestamp`, optionally `event`, `value`, `weight`.
+            items: what there is: `item_id`, `title`, optionally `description`, `categories`, `price`, ... .
+            users: optional `user_id` and further columns.
+
+        Returns:
+            The recommender itself, fitted.
+
+        Raises:
+            InvalidData: a table breaks a rule; nothing has been learnt or changed then.
+            DeviceUnavailable: the configured device is not there.
+        """
+        device = resolve_device(self.config.device)
+        tables = validate(interactions, items, users, unknown_items=self.config.unknown_items)
+        self._fitted = pipeline.fit(tables, self.config, device)
+        self._implementation = tables.implementation
+        return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was mapped, dropped and decided at fit, as sentences."""
+        return self._state.notes
+
+    @property
+    def users(self) -> pl.Series:
+        """Ids of all users with history, in order."""
+        return self._state.events["user_id"].unique().sort()
+
+    def recommend(
+        self,
+        users: Iterable[Any],
+        k: int = 10,
+        *,
+        filter_seen: FilterSeen = "auto",
+        allow_items: Iterable[Any] | None = None,
+        deny_items: Iterable[Any] | None = None,
+        on_unknown: OnUnknown = "fallback",
+        details: bool = False,
+    ) -> Any:
+        """Lists for users by id.
+
+        Args:
+            users: user ids; repetitions count once.
+            k: list length.
+            filter_seen: whether items that a user has taken are left out; "auto" follows the data (see `notes`).
+            allow_items: only these may be shown.
+            deny_items: these may not.
+            on_unknown: what happens to users without history: "fallback" gives them what is popular, "warn" also logs a
+                warning, "raise" refuses.
+            details: add `source`, `stage1_score`, `interest_score` and `is_fallback`.
+
+        Returns:
+            `user_id`, `item_id`, `rank` (from 1, best first), `score` (higher is better; comparable within one user),
+            in the order of `users`, in the frame library of the interactions. Fewer than `k` rows for a user are logged.
+
+        Raises:
+            NotFitted: before `fit`.
+            InvalidData: ids of another type than at fit, or an unknown item in a list.
+            InvalidConfig: `k` below 1, or another word than those above.
+            UnknownUsers: with `on_unknown="raise"`.
+        """
+        state = self._state
+        ids = self._user_ids(users)
+        self._report_unknown(ids, on_unknown)
+        people = self._known_people(ids)
+        blocked = self._blocked(allow_items, deny_items)
+        lists = self._rank(people, k, blocked=blocked, hide_seen=self._hide_seen(filter_seen), progress=len(ids) > 1)
+        return self._give_back(lists, ids, k, details=details, hidden=~state.catalogue.available)
+
+    def recommend_for(
+        self,
+        histories: Table | Mapping[Any, Sequence[Any]],
+        k: int = 10,
+        *,
+        filter_seen: FilterSeen = "auto",
+        allow_items: Iterable[Any] | None = None,
+        deny_items: Iterable[Any] | None = None,
+        details: bool = False,
+    ) -> Any:
+        """Lists for people who need not have been there at fit, from what they took; nothing is retrained.
+
+        Args:
+            histories: a mapping from any user id to item ids, oldest first, or an interactions table whose `timestamp`
+                may be missing.
+            k: see `recommend`, as are the other arguments.
+
+        Returns:
+            As `recommend`, users in order of their ids. Users of whom no item is known get what is popular.
+        """
+        state = self._state
+        given = validate_histories(histories, state.catalogue.items)
+        events = self._rebased(pipeline.to_events(given, state.catalogue))
+        ids = events["user_id"].unique().sort()
+        if isinstance(histories, Mapping):
+            ids = pl.Series("user_id", list(histories), dtype=ids.dtype if len(ids) else None).unique().sort()
+        people = self._people(events, ids, numbers=None)
+        blocked = self._blocked(allow_items, deny_items)
+        lists = self._rank(people, k, blocked=blocked, hide_seen=self._hide_seen(filter_seen), progress=len(ids) > 1)
+        return self._give_back(lists, ids, k, details=details, hidden=~state.catalogue.available)
+
+    def retrieve(self, users: Iterable[Any], n_candidates: int = 100, *, filter_seen: FilterSeen = "auto") -> Any:
+        """Stage 1 alone.
+
+        Args:
+            users: user ids.
+            n_candidates: candidates per user.
+            filter_seen: see `recommend`.
+
+        Returns:
+            `user_id`, `item_id`, `rank`, `score` (the blend of the sources), `source` (who proposed it).
+        """
+        ids = self._user_ids(users)
+        found = self._state.snapshot.retriever.retrieve(
+            self._known_people(ids).histories,
+            blocked=self._blocked(None, None),
+            hide_seen=self._hide_seen(filter_seen),
+            n_candidates=_positive(n_candidates, "n_candidates"),
+            progress=self.config.progress and len(ids) > 1,
+        )
+        frame = to_frame(found).with_columns(score=pl.col("stage1_score"))
+        ranked = _with_source(top_k(frame, n_candidates))
+        return self._named(ranked, ids, ["user_id", "item_id", "rank", "score", "source"])
+
+    def similar_items(self, items: Iterable[Any], k: int = 10) -> Any:
+        """Nearest items by the vectors of their texts.
+
+        Args:
+            items: item ids.
+            k: neighbours per item.
+
+        Returns:
+            `item_id`, `similar_item_id`, `rank`, `score` (cosine), never the item itself.
+
+        Raises:
+            InvalidData: an id that is not in the catalogue.
+        """
+        state = self._state
+        rows = self._item_rows(items, "items")
+        depth = min(_positive(k, "k") + 1, len(state.catalogue))
+        allowed = state.catalogue.available & state.catalogue.has_text
+        found, scores = state.towers.index.search(state.towers.item_vectors[rows], depth, allowed=allowed)
+        pairs = pl.DataFrame(
+            {
+                "user_row": np.repeat(np.arange(len(rows), dtype=np.int32), found.shape[1]),
+                "item_row": found.ravel(),
+                "score": scores.ravel(),
+            }
+        )
+        own = pl.Series(np.repeat(rows, found.shape[1]))
+        best = top_k(pairs.filter((pl.col("item_row") >= 0) & (pl.col("item_row") != own)), k)
+        named = best.with_columns(
+            item_id=state.catalogue.ids_of(rows[best["user_row"].to_numpy()]),
+            similar_item_id=state.catalogue.ids_of(best["item_row"].to_numpy()),
+        )
+        return to_caller(named.select("item_id", "similar_item_id", "rank", "score"), self._implementation)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a sealed folder: every file with its length and sha256 in `MANIFEST.json`, nothing half-written.
+
+        Raises:
+            NotFitted: before `fit`.
+            PublishRefused: the folder exists and is neither empty nor an older save.
+        """
+        state = self._state
+        write_bundle(Path(folder), lambda staging: write_fitted(state, self.config, staging))
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto") -> Self:
+        """Read what `save` wrote, after checking every file. Frames come out as polars.
+
+        Raises:
+            BundleNotFound, BundleCorrupt, BundleIncompatible: there is none, it is damaged, or of another format.
+            DeviceUnavailable: the device is not there.
+        """
+        resolved = resolve_device(device)
+        open_bundle(Path(folder))
+        state = read_state(Path(folder))
+        recommender = cls(config_from_dict(state["config"]))
+        recommender._fitted = read_fitted(Path(folder), state, recommender.config, resolved)
+        return recommender
+
+    @property
+    def _state(self) -> Fitted:
+        if self._fitted is None:
+            raise NotFitted(
+                "this recommender has not learnt anything yet; call fit(interactions, items) or load(folder)"
+            )
+        return self._fitted
+
+    def _rank(
+        self, people: People, k: int, *, blocked: npt.NDArray[np.bool_], hide_seen: bool, progress: bool
+    ) -> pl.DataFrame:
+        """The best `k` of each user, block by block so that memory does not grow with the number of users."""
+        _positive(k, "k")
+        starts = range(0, len(people), USERS_PER_BLOCK)
+        bar = tqdm(starts, desc="recommend", disable=not (progress and self.config.progress))
+        parts = [
+            self._rank_block(people.slice(start, start + USERS_PER_BLOCK), k, blocked, hide_seen).with_columns(
+                pl.col("user_row") + pl.lit(start, dtype=pl.Int32)
+            )
+            for start in bar
+        ]
+        return pl.concat(parts)
+
+    def _rank_block(self, people: People, k: int, blocked: npt.NDArray[np.bool_], hide_seen: bool) -> pl.DataFrame:
+        """Ranker's scores for people with history, the blend of what is popular for the others."""
+        state = self._state
+        frame = candidate_frame(
+            people,
+            state.snapshot,
+            state.interest,
+            state.catalogue,
+            self.config,
+            blocked=blocked,
+            hide_seen=hide_seen,
+            n_candidates=max(k, self.config.retriever.n_candidates),
+        )
+        known = pl.Series(people.histories.lengths > 0)
+        frame = frame.with_columns(is_fallback=~known.gather(frame["user_row"]))
+        score = pl.col("stage1_score").cast(pl.Float64)
+        if state.ranker is not None:
+            ranked = pl.Series(state.ranker.predict(frame), dtype=pl.Float64)
+            score = pl.when("is_fallback").then(score).otherwise(ranked)
+        if "interest_score" not in frame.columns:
+            frame = frame.with_columns(interest_score=pl.lit(None, dtype=pl.Float32))
+        ranks = [name for name in frame.columns if name.endswith("_rank") and name != "interest_rank"]
+        kept = ["user_row", "item_row", "score", "stage1_score", "interest_score", "is_fallback", *ranks]
+        return top_k(frame.with_columns(score=score).select(kept), k)
+
+    def _give_back(
+        self, lists: pl.DataFrame, ids: pl.Series, k: int, *, details: bool, hidden: npt.NDArray[np.bool_]
+    ) -> Any:
+        """Ids instead of rows, a word about short lists, and the caller's frame library."""
+        short = len(ids) - lists.filter(pl.col("rank") == k).height
+        if short:
+            shown = len(hidden) - int(hidden.sum())
+            log.warning(
+                "%d of %d users get fewer than k=%d items (%d items are available before filters)",
+                short,
+                len(ids),
+                k,
+                shown,
+            )
+        columns = ["user_id", "item_id", "rank", "score"]
+        if details:
+            columns += ["source", "stage1_score", "interest_score", "is_fallback"]
+            lists = _with_source(lists)
+        return self._named(lists, ids, columns)
+
+    def _named(self, lists: pl.DataFrame, ids: pl.Series, columns: list[str]) -> Any:
+        named = lists.with_columns(
+            user_id=ids.gather(lists["user_row"]), item_id=self._state.catalogue.ids_of(lists["item_row"].to_numpy())
+        )
+        return to_caller(named.select(columns), self._implementation)
+
+    def _known_people(self, ids: pl.Series) -> People:
+        return self._people(self._state.events, ids, user_numbers(self._state.users))
+
+    def _people(self, events: pl.DataFrame, ids: pl.Series, numbers: pl.DataFrame | None) -> People:
+        """Users as of now: the fit's `as_of`, or just after their own last event where that is later.
+
+        With windows of kind "last" it is always the latter, as it was at training.
+        """
+        ends = ids.to_frame("user_id").join(
+            events.group_by("user_id").agg(end=pl.col("seconds").max() + 1.0),
+            on="user_id",
+            how="left",
+            maintain_order="left",
+        )["end"]
+        as_of = self._state.as_of
+        last = self._state.window_kind == "last"
+        moments = ends.fill_null(as_of) if last else ends.fill_null(as_of).clip(lower_bound=as_of)
+        return gather_people(events, ids, moments, numbers)
+
+    def _rebased(self, events: pl.DataFrame) -> pl.DataFrame:
+        """Histories whose times carry only order (they end before the data begin) are moved to end at `as_of`."""
+        first = self._state.events["seconds"].min()
+        end = pl.col("seconds").max().over("user_id")
+        shift = pl.when(end < first).then(self._state.as_of - 1.0 - end).otherwise(0.0)
+        return events.with_columns(seconds=pl.col("seconds") + shift)
+
+    def _user_ids(self, users: Iterable[Any]) -> pl.Series:
+        known = self._state.events.schema["user_id"]
+        ids = _id_series(users, "user_id", known)
+        return ids.unique(maintain_order=True)
+
+    def _report_unknown(self, ids: pl.Series, on_unknown: str) -> None:
+        if on_unknown not in ("fallback", "warn", "raise"):
+            raise InvalidConfig(f'on_unknown={on_unknown!r} must be "fallback", "warn" or "raise"')
+        unknown = ids.filter(~ids.is_in(self._state.events["user_id"].unique().implode()))
+        if unknown.is_empty() or on_unknown == "fallback":
+            return
+        if on_unknown == "raise":
+            raise UnknownUsers(unknown.to_list())
+        log.warning(
+            "%d users have no history and get what is popular, first: %s", len(unknown), unknown.head(5).to_list()
+        )
+
+    def _hide_seen(self, filter_seen: FilterSeen) -> bool:
+        if filter_seen == "auto":
+            return self._state.hide_seen
+        if not isinstance(filter_seen, bool):
+            raise InvalidConfig(f'filter_seen={filter_seen!r} must be True, False or "auto"')
+        return filter_seen
+
+    def _blocked(self, allow_items: Iterable[Any] | None, deny_items: Iterable[Any] | None) -> npt.NDArray[np.bool_]:
+        """Items that nobody may be shown, bool (n_items,)."""
+        blocked = ~self._state.catalogue.available
+        if allow_items is not None:
+            allowed = np.zeros(len(blocked), dtype=np.bool_)
+            allowed[self._item_rows(allow_items, "allow_items")] = True
+            blocked = blocked | ~allowed
+        if deny_items is not None:
+            blocked[self._item_rows(deny_items, "deny_items")] = True
+        return blocked
+
+    def _item_rows(self, items: Iterable[Any], name: str) -> npt.NDArray[np.int64]:
+        catalogue = self._state.catalogue
+        ids = _id_series(items, name, catalogue.items.schema["item_id"])
+        rows = catalogue.rows_of(ids)
+        if (rows < 0).any():
+            unknown = ids.filter(pl.Series(rows < 0))
+            raise InvalidData(
+                table=name,
+                column="item_id",
+                rule="names items that are not in the catalogue",
+                count=len(unknown),
+                rows=unknown.head(5).to_list(),
+                remedy="leave them out or fit with an items table that has them",
+            )
+        return rows
+
+
+def _id_series(values: Iterable[Any], name: str, dtype: pl.DataType) -> pl.Series:
+    """Ids as a series of the type that was fitted on."""
+    listed = values if isinstance(values, pl.Series) else list(values) if not isinstance(values, str) else [values]
+    try:
+        ids = pl.Series(name, listed)
+    except (TypeError, pl.exceptions.PolarsError):
+        ids = pl.Series(name, [str(type(value)) for value in listed])
+    if len(ids) == 0:
+        return pl.Series(name, [], dtype=dtype)
+    whole = ids.dtype.is_integer() and dtype.is_integer()
+    if not (whole or ids.dtype == dtype) or ids.null_count():
+        raise InvalidData(
+            table=name,
+            rule=f"ids must be {dtype} as at fit, got {ids.dtype} with {ids.null_count()} nulls",
+            count=len(ids),
+            rows=ids.head(5).to_list(),
+            remedy="cast the ids to the type of the interactions",
+        )
+    return ids.cast(dtype)
+
+
+def _with_source(frame: pl.DataFrame) -> pl.DataFrame:
+    """Add `source`: the names of the sources that proposed the item, joined by "+"."""
+    names = [name.removesuffix("_rank") for name in frame.columns if name.endswith("_rank") and name != "interest_rank"]
+    proposed = [pl.when(pl.col(f"{name}_rank").is_not_null()).then(pl.lit(name)) for name in names]
+    return frame.with_columns(source=pl.concat_str(proposed, separator="+", ignore_nulls=True))
+
+
+def _positive(value: int, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidConfig(f"{name}={value!r} must be a whole number of at least 1")
+    return value

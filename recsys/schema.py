@@ -1,0 +1,368 @@
+"""The tables at the door: their columns, foreign names and rules, checked once, here.
+
+Behind this module everybody works on polars frames in one canonical form:
+
+* interactions: `user_id`, `item_id` (String or Int64), `timestamp` (Datetime us, UTC), `event` (String,
+  "interaction"), `value` (Float64, null), `weight` (Float64, 1.0), and `session_id` (String or Int64) where given.
+* items: `item_id`, `title`, `description` (String, ""), `categories` (List(String), []), `price` (Float64,
+  null), `created_at` (Datetime us UTC, null), `available` (Boolean, true), then further columns as features.
+* users: `user_id`, then further columns as features.
+
+In brackets: the dtype, and what stands in for a missing value. Features are Int64, Float64, Boolean or String.
+Rows are sorted by content, so that the order of the input rows never matters. Owns the alias table and the rules
+that concern more than one column; reading is `tables`', the values of one column are `columns`', the composition
+of texts is `text`'s.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import narwhals as nw
+import polars as pl
+
+from recsys import columns, tables
+from recsys.columns import normalise_timestamps
+from recsys.errors import InvalidConfig, InvalidData
+from recsys.tables import Table, to_caller
+
+__all__ = [
+    "ALIASES",
+    "Histories",
+    "Table",
+    "Tables",
+    "normalise_timestamps",
+    "read_table",
+    "to_caller",
+    "validate",
+    "validate_histories",
+]
+
+logger = logging.getLogger("recsys")
+
+Histories: TypeAlias = Table | Mapping[Any, Sequence[Any]]
+"""An interactions table (`timestamp` optional), or a mapping from user id to item ids, oldest first."""
+
+USER_ALIASES = ("userId", "userID", "USER_ID", "user", "uid", "visitorid", "customer_id", "household_id")
+ITEM_ALIASES = (
+    "itemId",
+    "itemID",
+    "ITEM_ID",
+    "item",
+    "movieId",
+    "product_id",
+    "article_id",
+    "parent_asin",
+    "asin",
+)
+TIME_ALIASES = ("datetime", "TIMESTAMP", "time", "date", "ts", "unixReviewTime", "transaction_timestamp")
+
+ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
+    "interactions": {
+        "user_id": USER_ALIASES,
+        "item_id": ITEM_ALIASES,
+        "timestamp": TIME_ALIASES,
+        "event": ("event_type", "EVENT_TYPE", "behavior"),
+        "value": ("rating", "EVENT_VALUE", "score"),
+    },
+    "items": {
+        "item_id": ITEM_ALIASES,
+        "title": ("name", "product_name", "item_name", "TITLE"),
+        "description": ("desc", "overview", "DESCRIPTION"),
+        "categories": ("category", "genres", "CATEGORY"),
+        "price": ("PRICE",),
+        "created_at": ("release_date", "publish_time"),
+    },
+    "users": {"user_id": USER_ALIASES},
+}
+"""Foreign names by table and canonical column: exact, case-sensitive, used only where the canonical one is absent."""
+
+ID_NAMES = ("user_id", "item_id", "session_id", *USER_ALIASES, *ITEM_ALIASES)
+
+INTERACTION_COLUMNS = ("timestamp", "user_id", "item_id", "event", "value", "weight", "session_id")
+"""In the order in which rows are sorted."""
+
+ITEM_COLUMNS = ("item_id", "title", "description", "categories", "price", "created_at", "available")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """The validated tables in canonical form (see the module docstring).
+
+    Attributes:
+        interactions: at least one row; every `item_id` is in `items`. Sorted by time, then the other columns.
+        items: one row an item, sorted by `item_id`.
+        users: one row a user, sorted by `user_id`; None where the caller gave no such table.
+        notes: what was mapped, dropped, ignored or filled in, as sentences.
+        implementation: the frame library of the caller's interactions; polars for paths.
+    """
+
+    interactions: pl.DataFrame
+    items: pl.DataFrame
+    users: pl.DataFrame | None
+    notes: tuple[str, ...]
+    implementation: nw.Implementation
+
+
+@dataclass(frozen=True, slots=True)
+class _Notes:
+    sentences: list[str] = field(default_factory=list)
+
+    def add(self, sentence: str, level: int = logging.INFO) -> None:
+        self.sentences.append(sentence)
+        logger.log(level, sentence)
+
+
+def read_table(source: Table, name: str) -> pl.DataFrame:
+    """Reads a table as it is, without any check of its content.
+
+    Args:
+        source: a frame or a path, see `Table`.
+        name: what messages call the table, for example "items".
+
+    Returns:
+        A polars frame with the columns and rows of `source`. Id columns of a CSV file are integers only where
+        every value is spelt as one, so that "007" stays "007".
+
+    Raises:
+        InvalidData: the path is missing or of an unknown kind, the type is not a table, or it cannot be read.
+    """
+    return tables.read_table(source, name, csv_text_columns=ID_NAMES)
+
+
+def validate(
+    interactions: Table,
+    items: Table,
+    users: Table | None = None,
+    *,
+    unknown_items: Literal["drop", "raise"] = "drop",
+) -> Tables:
+    """Checks the caller's tables and brings them into canonical form.
+
+    Args:
+        interactions: who did what with which item, when.
+        items: the catalogue.
+        users: further columns about users, where there are any; not necessarily the users of `interactions`.
+        unknown_items: what happens to interactions whose item is not in `items`.
+
+    Returns:
+        The tables; each of their notes is logged as well (INFO, and WARNING for dropped rows).
+
+    Raises:
+        InvalidData: a table breaks a rule.
+        InvalidConfig: `unknown_items` is neither of the two words.
+    """
+    if unknown_items not in ("drop", "raise"):
+        raise InvalidConfig(f'unknown_items must be "drop" or "raise", not {unknown_items!r}.')
+    notes = _Notes()
+    given = _not_empty(read_table(interactions, "interactions"), "interactions")
+    events = _interactions(given, "interactions", notes)
+    catalogue = _items(read_table(items, "items"), notes)
+    people = None if users is None else _users(read_table(users, "users"), notes)
+    if people is not None:
+        _same_id_type(events, "interactions", people, "users", "user_id")
+    events = _known_items(events, "interactions", catalogue, unknown_items, notes)
+    if events.is_empty():
+        raise InvalidData(
+            table="interactions",
+            column="item_id",
+            rule="no interaction is left after dropping those whose item is not in the items table",
+            remedy="check that both tables spell their item ids alike",
+        )
+    return Tables(
+        interactions=events,
+        items=catalogue,
+        users=people,
+        notes=tuple(notes.sentences),
+        implementation=tables.implementation_of(interactions),
+    )
+
+
+def validate_histories(histories: Histories, items: pl.DataFrame) -> pl.DataFrame:
+    """Checks the histories of people who need not have been there at fit.
+
+    Args:
+        histories: an interactions table whose `timestamp` may be missing (then the order of its rows is the
+            order), or a mapping from user id to a sequence of item ids, oldest first.
+        items: the canonical items table, as `validate` returned it.
+
+    Returns:
+        Interactions in canonical form. Where no times were given they start at 1970-01-01 and are one second
+        apart: they carry order and nothing else. Users of whom no known item is left have no row, so the frame
+        may be empty.
+
+    Raises:
+        InvalidData: the histories break a rule, or there are none.
+    """
+    notes = _Notes()
+    if isinstance(histories, Mapping):
+        given = tables.frame_of_histories(histories, items.schema["item_id"])
+        n_users = len(histories)
+        events = _interactions(given, "histories", notes)
+    else:
+        given = _with_order(_not_empty(read_table(histories, "histories"), "histories"))
+        events = _interactions(given, "histories", notes)
+        n_users = events["user_id"].n_unique()
+    events = _known_items(events, "histories", items, "drop", notes)
+    left = events["user_id"].n_unique()
+    if left < n_users:
+        notes.add(f"histories: {n_users - left:,} of {n_users:,} users have no known item.", logging.WARNING)
+    return events
+
+
+def _interactions(frame: pl.DataFrame, table: str, notes: _Notes) -> pl.DataFrame:
+    frame = _canonical_names(frame, table, ALIASES["interactions"], ("user_id", "item_id", "timestamp"), notes)
+    made = frame.select(
+        columns.ids(frame, "user_id", table=table),
+        columns.ids(frame, "item_id", table=table),
+        columns.timestamps(frame, "timestamp", table=table),
+        _events(frame, table, notes),
+        _numbers(frame, "value", table, notes),
+        columns.weights(frame, "weight", table=table) if "weight" in frame.columns else pl.lit(1.0).alias("weight"),
+        *([columns.ids(frame, "session_id", table=table, nullable=True)] if "session_id" in frame.columns else []),
+    )
+    ignored = [name for name in frame.columns if name not in INTERACTION_COLUMNS]
+    if ignored:
+        notes.add(f"{table}: columns that are not used: {', '.join(ignored)}.")
+    return made.sort([name for name in INTERACTION_COLUMNS if name in made.columns], nulls_last=True)
+
+
+def _items(frame: pl.DataFrame, notes: _Notes) -> pl.DataFrame:
+    frame = _canonical_names(_not_empty(frame, "items"), "items", ALIASES["items"], ("item_id", "title"), notes)
+    absent = [name for name in ITEM_COLUMNS if name not in frame.columns]
+    if absent:
+        notes.add(f"items: not given, so left at their defaults: {', '.join(absent)}.")
+    frame = frame.with_columns(pl.lit(None).alias(name) for name in absent)
+    made = frame.select(
+        _unique_ids(frame, "item_id", "items"),
+        columns.texts(frame, "title", table="items").fill_null(""),
+        columns.texts(frame, "description", table="items").fill_null(""),
+        columns.categories(frame, "categories", table="items"),
+        _numbers(frame, "price", "items", notes),
+        columns.timestamps(frame, "created_at", table="items", nullable=True),
+        columns.flags(frame, "available", table="items").fill_null(True),
+        *_features(frame, ITEM_COLUMNS, "items", notes),
+    )
+    untitled = (made["title"] == "").sum()
+    if untitled:
+        notes.add(f"items: {untitled:,} of {len(made):,} have an empty title.")
+    return made.sort("item_id")
+
+
+def _users(frame: pl.DataFrame, notes: _Notes) -> pl.DataFrame:
+    frame = _canonical_names(_not_empty(frame, "users"), "users", ALIASES["users"], ("user_id",), notes)
+    made = frame.select(_unique_ids(frame, "user_id", "users"), *_features(frame, ("user_id",), "users", notes))
+    return made.sort("user_id")
+
+
+def _canonical_names(
+    frame: pl.DataFrame,
+    table: str,
+    aliases: Mapping[str, tuple[str, ...]],
+    required: tuple[str, ...],
+    notes: _Notes,
+) -> pl.DataFrame:
+    renamed = {}
+    for name, others in aliases.items():
+        found = [other for other in others if other in frame.columns]
+        if name in frame.columns or not found:
+            continue
+        if len(found) > 1:
+            raise InvalidData(
+                table=table,
+                column=name,
+                rule=f"several columns could be {name}: {', '.join(found)}",
+                remedy=f"rename the right one to {name}",
+            )
+        renamed[found[0]] = name
+        notes.add(f"{table}: column {found[0]} is read as {name}.")
+    frame = frame.rename(renamed)
+    for name in required:
+        if name not in frame.columns:
+            raise InvalidData(
+                table=table,
+                column=name,
+                rule=f"the required column is missing; there are: {', '.join(frame.columns[:50])}",
+                remedy=f"rename one to {name}; {', '.join(aliases.get(name, ()))} would be understood too",
+            )
+    return frame
+
+
+def _events(frame: pl.DataFrame, table: str, notes: _Notes) -> pl.Series:
+    default = "interaction"
+    if "event" not in frame.columns:
+        notes.add(f"{table}: no event column, so every event is {default!r}.")
+        return pl.repeat(default, len(frame), eager=True).alias("event")
+    events = columns.texts(frame, "event", table=table)
+    if events.null_count():
+        notes.add(f"{table}: {events.null_count():,} of {len(frame):,} events are null and read as {default!r}.")
+    return events.fill_null(default)
+
+
+def _numbers(frame: pl.DataFrame, name: str, table: str, notes: _Notes) -> pl.Series:
+    if name not in frame.columns:
+        return pl.repeat(None, len(frame), dtype=pl.Float64, eager=True).alias(name)
+    made = columns.numbers(frame, name, table=table)
+    became_null = made.null_count() - frame[name].null_count()
+    if became_null:
+        notes.add(f"{table}: {became_null:,} of {len(frame):,} {name} are NaN and read as null.")
+    return made
+
+
+def _unique_ids(frame: pl.DataFrame, name: str, table: str) -> pl.Series:
+    made = columns.ids(frame, name, table=table)
+    rule = "an id must appear only once"
+    columns.refuse(frame, made.is_duplicated(), name, table, rule, "keep one row of each")
+    return made
+
+
+def _features(frame: pl.DataFrame, taken: tuple[str, ...], table: str, notes: _Notes) -> list[pl.Series]:
+    further = {name: columns.feature(frame[name]) for name in frame.columns if name not in taken}
+    ignored = [f"{name} ({frame.schema[name]})" for name, made in further.items() if made is None]
+    if ignored:
+        notes.add(f"{table}: columns of a dtype that is not used: {', '.join(ignored)}.")
+    return [made for made in further.values() if made is not None]
+
+
+def _known_items(
+    events: pl.DataFrame,
+    table: str,
+    items: pl.DataFrame,
+    unknown_items: Literal["drop", "raise"],
+    notes: _Notes,
+) -> pl.DataFrame:
+    _same_id_type(events, table, items, "items", "item_id")
+    unknown = ~events["item_id"].is_in(items["item_id"].implode())
+    if unknown_items == "raise":
+        remedy = 'add the items, or pass unknown_items="drop"'
+        columns.refuse(events, unknown, "item_id", table, "the item is not in the items table", remedy)
+    dropped = unknown.sum()
+    if dropped:
+        sentence = f"{table}: dropped {dropped:,} of {len(events):,} rows whose item is not in the items table."
+        notes.add(sentence, logging.WARNING)
+    return events.filter(~unknown)
+
+
+def _same_id_type(left: pl.DataFrame, left_table: str, right: pl.DataFrame, right_table: str, name: str) -> None:
+    ours, theirs = left.schema[name], right.schema[name]
+    if ours != theirs:
+        raise InvalidData(
+            table=left_table,
+            column=name,
+            rule=f"{name} is {ours} here and {theirs} in {right_table}; an id must have one type everywhere",
+            remedy=f'cast one of them, for example {left_table} with pl.col("{name}").cast(pl.{theirs}), '
+            f"or to strings in both tables",
+        )
+
+
+def _not_empty(frame: pl.DataFrame, table: str) -> pl.DataFrame:
+    if frame.is_empty():
+        raise InvalidData(table=table, rule="has no rows", remedy="check where the table comes from")
+    return frame
+
+
+def _with_order(frame: pl.DataFrame) -> pl.DataFrame:
+    if {"timestamp", *TIME_ALIASES} & set(frame.columns):
+        return frame
+    return frame.with_columns(timestamp=pl.int_range(pl.len()))
