@@ -273,9 +273,7 @@ def _best_allowed(scores: FloatArray, k: int) -> tuple[npt.NDArray[np.intp], Flo
     return best, scores[best]
 
 
-def _frame(
-    users: pl.Series, item_ids: pl.Series, lists: list[tuple[npt.NDArray[np.intp], FloatArray]]
-) -> pl.DataFrame:
+def _frame(users: pl.Series, item_ids: pl.Series, lists: list[tuple[npt.NDArray[np.intp], FloatArray]]) -> pl.DataFrame:
     sizes = np.array([len(rows) for rows, _ in lists], dtype=np.int64)
     ranks = np.concatenate([np.arange(1, size + 1) for size in sizes] or [np.empty(0)])
     item_rows = np.concatenate([rows for rows, _ in lists] or [np.empty(0, dtype=np.intp)])

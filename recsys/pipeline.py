@@ -95,12 +95,15 @@ def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
     windows = make_windows(tables.interactions, config.windows)
     notes.add(f"windows: {windows.kind}. {windows.reason}")
     hide_seen = decide_seen(tables.interactions, config, notes)
-    towers = train_towers(to_events(windows.history_b, catalogue), catalogue, config, device, notes)
+    encoder = BiEncoder(config.encoder, device=device)
+    readable = can_read(encoder, catalogue, config, notes)
+    before_b = to_events(windows.history_b, catalogue)
+    towers = train_towers(encoder, before_b, catalogue, config, device, notes, tune=readable)
 
     b = open_window(windows, "b", {}, towers, catalogue, numbers, config, hide_seen=hide_seen)
     candidates = retrieve(b, catalogue, config, hide_seen=hide_seen)
     weights = weigh_sources(candidates, b.labels)
-    interest = train_interest(b, candidates, catalogue, config, device, notes)
+    interest = train_interest(b, candidates, catalogue, config, device, notes) if readable else None
 
     c = open_window(windows, "c", weights, towers, catalogue, numbers, config, hide_seen=hide_seen)
     ranker = train_ranker(c, interest, catalogue, config, notes, hide_seen=hide_seen)
@@ -147,17 +150,24 @@ def decide_seen(interactions: pl.DataFrame, config: RecommenderConfig, notes: No
 
 
 def train_towers(
-    events: pl.DataFrame, catalogue: Catalogue, config: RecommenderConfig, device: str, notes: Notes
+    encoder: BiEncoder,
+    events: pl.DataFrame,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    device: str,
+    notes: Notes,
+    *,
+    tune: bool,
 ) -> Towers:
     """Stage 1 on window A: fine-tune the text encoder, encode the catalogue, train the user tower, build the index."""
-    encoder = BiEncoder(config.encoder, device=device)
-    warn_if_unreadable(encoder, catalogue, config, notes)
     people = gather_people(events, events["user_id"].unique().sort())
-    anchors, positives, owners = history_pairs(people, catalogue, config, device)
-    steps = tune_encoder(
-        encoder, anchors, positives, owners, config.contrastive,
-        device=device, seed=config.seed, progress=config.progress,
-    )  # fmt: skip
+    steps = 0
+    if tune:
+        anchors, positives, owners = history_pairs(people, catalogue, config, device)
+        steps = tune_encoder(
+            encoder, anchors, positives, owners, config.contrastive,
+            device=device, seed=config.seed, progress=config.progress,
+        )  # fmt: skip
     vectors = encoder.encode(catalogue.texts, progress=config.progress)[catalogue.text_rows]
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -174,17 +184,19 @@ def train_towers(
     return Towers(encoder, history_encoder, vectors, index, text_neighbours(catalogue.texts, config.lexical))
 
 
-def warn_if_unreadable(encoder: BiEncoder, catalogue: Catalogue, config: RecommenderConfig, notes: Notes) -> None:
-    """Say so when the tokenizer does not know the catalogue's script."""
+def can_read(encoder: BiEncoder, catalogue: Catalogue, config: RecommenderConfig, notes: Notes) -> bool:
+    """Whether the tokenizer knows the catalogue's script; where it does not, training text models would be in vain."""
     share = encoder.unknown_share(catalogue.texts)
-    if share > config.unknown_token_limit:
-        notes.add(
-            f"{share:.0%} of the text's tokens are unknown to the encoder {config.encoder.model!r} (limit "
-            f"{config.unknown_token_limit:.0%}): it cannot read this language. Recommendations still use behaviour and "
-            "words; for text quality set encoder.model to a multilingual or Chinese checkpoint, for example "
-            "'BAAI/bge-small-zh-v1.5' or 'intfloat/multilingual-e5-small', or to a local folder that holds one.",
-            level=logging.WARNING,
-        )
+    if share <= config.unknown_token_limit:
+        return True
+    notes.add(
+        f"{share:.0%} of the text's tokens are unknown to the encoder {config.encoder.model!r} (limit "
+        f"{config.unknown_token_limit:.0%}): it cannot read this language, so it is not fine-tuned and the interest model "
+        "is left out. Behaviour and the lexical source carry the lists. Set encoder.model to a multilingual or Chinese "
+        "checkpoint, for example 'BAAI/bge-small-zh-v1.5' or 'intfloat/multilingual-e5-small', or to a local folder.",
+        level=logging.WARNING,
+    )
+    return False
 
 
 def history_pairs(

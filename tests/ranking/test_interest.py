@@ -43,9 +43,7 @@ def network(tiny_bert) -> CrossEncoder:
 
 class TestFit:
     def test_learns_a_planted_rule(self, tiny_bert):
-        config = InterestConfig(
-            max_tokens=16, epochs=10, group_size=GROUP_SIZE, groups_per_step=8, learning_rate=1e-3
-        )
+        config = InterestConfig(max_tokens=16, epochs=10, group_size=GROUP_SIZE, groups_per_step=8, learning_rate=1e-3)
         model = InterestModel(config, checkpoint=tiny_bert, device="cpu", seed=0)
         model.fit(*planted_groups(300, seed=1))
         histories, candidates = planted_groups(200, seed=2)
@@ -112,9 +110,7 @@ class TestFit:
     def test_reports_divergence(self, tiny_bert):
         config = replace(SHORT, learning_rate=1e30)
         model = InterestModel(config, checkpoint=tiny_bert, device="cpu", seed=0)
-        with pytest.raises(
-            RuntimeError, match=r"loss became (nan|inf) in step .* lower learning_rate=1e\+30"
-        ):
+        with pytest.raises(RuntimeError, match=r"loss became (nan|inf) in step .* lower learning_rate=1e\+30"):
             model.fit(*planted_groups(30, seed=1))
         with pytest.raises(RuntimeError, match="not fitted"):
             model.score(*PAIRS)

@@ -134,11 +134,7 @@ def test_item_knn_equals_the_dense_oracle(n_neighbours, seed, monkeypatch):
     log = interactions_of(*[(f"u{rng.integers(12):02}", rng.choice(list(ids)), 1) for _ in range(70)])
     items = items_of(ids, unavailable="cf")
     users, expected = dense_item_knn(log, items, n_neighbours)
-    answer = (
-        ItemKNN(n_neighbours)
-        .fit(log, items, as_of=AS_OF)
-        .recommend(users_of(*users), len(ids), filter_seen=False)
-    )
+    answer = ItemKNN(n_neighbours).fit(log, items, as_of=AS_OF).recommend(users_of(*users), len(ids), filter_seen=False)
     own = answer.filter(pl.col("score") > 0)
     assert own.height == np.count_nonzero(~np.isnan(expected))
     for user, item, score in own.select("user_id", "item_id", "score").iter_rows():
@@ -219,9 +215,7 @@ def test_rows_from_as_of_on_are_not_known(kind):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    rows=st.lists(
-        st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(1, 90)), min_size=1
-    ),
+    rows=st.lists(st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcde"), st.integers(1, 90)), min_size=1),
     seed=st.integers(0, 9),
     kind=st.sampled_from(ALL),
 )

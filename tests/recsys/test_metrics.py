@@ -136,9 +136,7 @@ def test_empty_truth_has_no_users():
 
 
 def test_coverage_counts_the_distinct_items_of_the_first_k():
-    recommended = pl.DataFrame(
-        {"user_id": [1, 1, 1, 2, 2], "item_id": [7, 7, 8, 7, 9], "rank": [1, 2, 3, 1, 2]}
-    )
+    recommended = pl.DataFrame({"user_id": [1, 1, 1, 2, 2], "item_id": [7, 7, 8, 7, 9], "rank": [1, 2, 3, 1, 2]})
     assert metrics.coverage(recommended, 10, 1) == 0.1
     assert metrics.coverage(recommended, 10, 2) == pytest.approx(0.3)
     assert metrics.coverage(recommended.clear(), 10, 2) == 0
@@ -184,9 +182,7 @@ def test_k_out_of_range_is_refused():
         metrics.coverage(recommended, 99, -1)
     hits = metrics.hit_matrix(recommended, truth, 5)
     for k in (0, 6):
-        with pytest.raises(
-            InvalidConfig, match=f"k is {k}; it must lie between 1 and 5, the k of the hit matrix"
-        ):
+        with pytest.raises(InvalidConfig, match=f"k is {k}; it must lie between 1 and 5, the k of the hit matrix"):
             metrics.ndcg(hits, k)
 
 

@@ -218,12 +218,8 @@ def test_editing_rows_from_a_cut_on_changes_nothing_before_it(interactions, shar
     before = make_windows(interactions, config)
     later = pl.col("timestamp") >= getattr(before, f"start_{window}")
     edited = interactions.with_columns(
-        user_id=pl.when(later)
-        .then(pl.Series([user for user, _ in edits[: interactions.height]]))
-        .otherwise("user_id"),
-        item_id=pl.when(later)
-        .then(pl.Series([item for _, item in edits[: interactions.height]]))
-        .otherwise("item_id"),
+        user_id=pl.when(later).then(pl.Series([user for user, _ in edits[: interactions.height]])).otherwise("user_id"),
+        item_id=pl.when(later).then(pl.Series([item for _, item in edits[: interactions.height]])).otherwise("item_id"),
         weight=pl.when(later).then(9.0).otherwise("weight"),
     )
     after = make_windows(edited, config)
@@ -283,9 +279,7 @@ def test_arguments_out_of_range_are_refused():
         time_split(interactions, test_share=1)
     with pytest.raises(InvalidConfig, match="min_items is 1; it must be at least 2"):
         leave_last_out(interactions, min_items=1, repeats=True)
-    with pytest.raises(
-        InvalidConfig, match='split kind is \'random\'; it must be "time" or "leave-last-out"'
-    ):
+    with pytest.raises(InvalidConfig, match='split kind is \'random\'; it must be "time" or "leave-last-out"'):
         split(interactions, "random")
     with pytest.raises(InvalidConfig, match='as_of is None; windows of kind "time" need the moment'):
         moments(interactions, "time", None)

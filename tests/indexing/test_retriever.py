@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexing import retriever as module
+from indexing.covisitation import CovisitationConfig, covisitation
+from indexing.exact import ExactIndex
+from indexing.history import Histories, HistoryConfig, HistoryEncoder
+from indexing.retriever import Retriever, RetrieverConfig, build_retriever, recency_weighted_counts
+from indexing.sources import Block, NeighbourSource, PopularitySource, VectorSource, first_shown
+
+N_ITEMS, DIM = 30, 6
+NAMES = ("vector", "covisitation", "lexical", "repeat", "popular", "recent")
+SEARCHABLE = np.arange(N_ITEMS) % 5 != 0
+NOTHING = np.zeros(N_ITEMS, dtype=np.bool_)
+CONFIG = RetrieverConfig(
+    vector=6, covisitation=5, lexical=4, repeat=3, popular=4, recent=4, n_candidates=12, lexical_length=2
+)
+DEPTHS = {name: getattr(CONFIG, name) for name in (*NAMES, "lexical_length")}
+ASKED = ([3, 1, 4, 1, 5], [9, 2, 6], [], [5])
+LISTS = st.lists(st.lists(st.integers(0, N_ITEMS - 1), max_size=12), min_size=1, max_size=6)
+MASKS = st.lists(st.booleans(), min_size=N_ITEMS, max_size=N_ITEMS).map(np.array)
+
+
+def histories_of(lists: list[list[int]]) -> Histories:
+    offsets = np.cumsum([0, *map(len, lists)]).astype(np.int64)
+    return Histories(offsets, np.array([row for rows in lists for row in rows], dtype=np.int32))
+
+
+@functools.cache
+def known_lists() -> tuple[tuple[int, ...], ...]:
+    rng = np.random.default_rng(0)
+    return tuple(tuple(rng.zipf(1.4, size=8) % 25) for _ in range(40))
+
+
+@functools.cache
+def make_retriever(config: RetrieverConfig = CONFIG, weights: tuple[tuple[str, float], ...] = ()) -> Retriever:
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(N_ITEMS, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = HistoryEncoder(HistoryConfig(max_length=8, dim=8), item_dim=DIM)
+    histories = histories_of([list(rows) for rows in known_lists()])
+    words = sp.csr_matrix(sp.random_array((10, N_ITEMS), density=0.3, format="csr", dtype=np.float32, rng=rng))
+    words.sort_indices()
+    itself = sp.csr_matrix(sp.eye_array(N_ITEMS, dtype=np.float32, format="csr"))
+    identity, power = np.arange(N_ITEMS), config.history_power
+    pairs = covisitation(histories, N_ITEMS, CovisitationConfig())
+    return build_retriever(
+        config,
+        encoder=encoder,
+        item_vectors=vectors,
+        index=ExactIndex(vectors, device="cpu"),
+        searchable=SEARCHABLE,
+        neighbours={
+            "covisitation": NeighbourSource(pairs, identity, config.history_length, power),
+            "lexical": NeighbourSource(words, np.arange(N_ITEMS) % 10, config.lexical_length, power),
+            "repeat": NeighbourSource(itself, identity, config.history_length, power),
+        },
+        rows=histories.item_rows,
+        weights=dict(weights),
+    )
+
+
+def retrieve(lists, *, blocked=NOTHING, hide_seen=False, n_candidates=None, retriever=None):
+    asked = retriever or make_retriever()
+    return asked.retrieve(histories_of(lists), blocked=blocked, hide_seen=hide_seen, n_candidates=n_candidates)
+
+
+def per_user(found, n_users):
+    """Item rows of each user in order."""
+    return [found.items[found.users == user].tolist() for user in range(n_users)]
+
+
+class TestFilters:
+    @settings(max_examples=40, deadline=None)
+    @given(LISTS, MASKS, st.booleans(), st.sampled_from([None, 3, 40]))
+    def test_hidden_items_never_appear_and_nothing_appears_twice(self, lists, blocked, hide_seen, n_candidates):
+        found = retrieve(lists, blocked=blocked, hide_seen=hide_seen, n_candidates=n_candidates)
+        assert not blocked[found.items].any()
+        for user, items in enumerate(per_user(found, len(lists))):
+            assert len(items) == len(set(items)) <= (n_candidates or CONFIG.n_candidates)
+            if hide_seen:
+                assert not set(items) & set(lists[user])
+
+    def test_an_allow_list_of_one_is_found_however_deep_it_lies(self):
+        for item in (1, 2, 3):
+            blocked = np.ones(N_ITEMS, dtype=np.bool_)
+            blocked[item] = False
+            found = retrieve([[7, 8]], blocked=blocked)
+            assert found.items.tolist() == [item]
+            assert found.ranks[0, 0] == 1
+
+    def test_what_is_hidden_does_not_shorten_the_vector_list(self):
+        seen = list(range(0, N_ITEMS, 2))
+        found = retrieve([seen], hide_seen=True)
+        assert np.isfinite(found.ranks[:, 0]).sum() == CONFIG.vector
+
+    def test_where_everything_is_hidden_nothing_comes_back(self):
+        found = retrieve([[1], []], blocked=~NOTHING)
+        assert found.items.shape == (0,)
+        assert found.scores.shape == found.ranks.shape == (0, len(NAMES))
+
+
+@pytest.fixture(scope="module")
+def found():
+    return retrieve(ASKED)
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """Each source, opened for the users asked for, and its depth."""
+    block = Block(histories_of(ASKED), NOTHING, False)
+    return {name: (source.open(block, n), n) for name, (source, n) in make_retriever().sources.items()}
+
+
+class TestCandidates:
+    def test_have_the_promised_shapes(self, found):
+        n = len(found.items)
+        assert found.sources == NAMES
+        assert found.users.dtype == found.items.dtype == np.int64
+        assert found.scores.shape == found.ranks.shape == (n, len(NAMES))
+        assert found.scores.dtype == found.ranks.dtype == found.blend.dtype == np.float32
+
+    def test_are_scored_by_every_source(self, found, opened):
+        for column, name in enumerate(NAMES):
+            expected = opened[name][0].score(found.users, found.items)
+            np.testing.assert_array_equal(found.scores[:, column], expected)
+
+    def test_rank_is_the_place_in_the_sources_own_list(self, found, opened):
+        for column, name in enumerate(NAMES):
+            source, n = opened[name]
+            for user in range(len(ASKED)):
+                mine = found.users == user
+                places = dict(zip(found.items[mine].tolist(), found.ranks[mine, column].tolist(), strict=True))
+                top = source.top(user, NOTHING, n).tolist()
+                assert {item: rank for item, rank in places.items() if rank == rank} == {
+                    item: place for place, item in enumerate(top, start=1) if item in places
+                }
+
+    def test_are_the_union_of_the_lists_where_no_cap_cuts(self, opened):
+        found = retrieve(ASKED, retriever=make_retriever(RetrieverConfig(**DEPTHS, n_candidates=N_ITEMS)))
+        for user, items in enumerate(per_user(found, len(ASKED))):
+            union = {item for source, n in opened.values() for item in source.top(user, NOTHING, n).tolist()}
+            assert set(items) == union
+
+    def test_blend_is_the_sum_of_weighted_reciprocal_ranks(self):
+        weights = {"vector": 3.0, "popular": 0.5}
+        found = retrieve(ASKED, retriever=make_retriever(CONFIG, tuple(weights.items())))
+        expected = [
+            sum(weights.get(name, 1.0) / (20 + rank) for name, rank in zip(NAMES, ranks, strict=True) if rank == rank)
+            for ranks in found.ranks.tolist()
+        ]
+        np.testing.assert_allclose(found.blend, expected, rtol=1e-5)
+
+    def test_come_by_user_then_blend_then_item(self, found):
+        keys = list(zip(found.users.tolist(), (-found.blend).tolist(), found.items.tolist(), strict=True))
+        assert keys == sorted(keys)
+
+    def test_a_user_without_history_gets_what_is_popular(self, found):
+        counts = np.bincount([item for rows in known_lists() for item in rows], minlength=N_ITEMS)
+        mine = found.users == 2
+        popular = found.ranks[mine, NAMES.index("popular")]
+        by_rank = found.items[mine][np.argsort(popular)][: CONFIG.popular]
+        assert by_rank.tolist() == np.lexsort((np.arange(N_ITEMS), -counts))[: CONFIG.popular].tolist()
+        assert np.isnan(found.ranks[mine][:, :4]).all()
+        assert not found.scores[mine][:, :4].any()
+
+    def test_of_nobody_are_none(self):
+        found = retrieve([])
+        assert found.users.shape == found.items.shape == (0,)
+        assert found.scores.shape == (0, len(NAMES))
+
+
+class TestDepth:
+    def test_the_cap_keeps_the_best_of_the_blend(self):
+        lists = [[3, 1, 4], [1, 5]]
+        few, many = retrieve(lists, n_candidates=4), retrieve(lists)
+        assert per_user(few, 2) == [items[:4] for items in per_user(many, 2)]
+
+    def test_more_than_the_configured_number_asks_every_source_for_more(self):
+        counts = np.bincount([item for rows in known_lists() for item in rows], minlength=N_ITEMS)
+        found = retrieve([[3, 1, 4]], n_candidates=13)  # one more than configured: twice as deep
+        lengths = np.isfinite(found.ranks).sum(axis=0)
+        deep = retrieve([[3, 1, 4]], n_candidates=24)
+        assert np.nanmax(deep.ranks, axis=0).tolist()[0] == 2 * CONFIG.vector
+        assert np.nanmax(deep.ranks[:, NAMES.index("popular")]) == min(2 * CONFIG.popular, np.count_nonzero(counts))
+        assert len(found.items) == 13
+        assert lengths.max() > CONFIG.vector
+
+
+class TestInvariance:
+    @settings(max_examples=20, deadline=None)
+    @given(LISTS, st.booleans())
+    def test_many_users_equal_one_by_one(self, lists, hide_seen):
+        together = retrieve(lists, hide_seen=hide_seen)
+        for user, rows in enumerate(lists):
+            alone, mine = retrieve([rows], hide_seen=hide_seen), together.users == user
+            assert together.items[mine].tolist() == alone.items.tolist()
+            np.testing.assert_array_equal(together.ranks[mine], alone.ranks)
+            np.testing.assert_allclose(together.scores[mine], alone.scores, atol=1e-6)
+
+    def test_permuting_users_permutes_the_answers(self):
+        lists = [list(rows) for rows in known_lists()[:7]] + [[]]
+        order = [3, 7, 0, 5, 1, 2, 6, 4]
+        straight, permuted = per_user(retrieve(lists), 8), per_user(retrieve([lists[user] for user in order]), 8)
+        assert permuted == [straight[user] for user in order]
+
+    def test_blocks_of_users_change_nothing(self, monkeypatch):
+        lists = [list(rows) for rows in known_lists()[:7]]
+        whole = retrieve(lists)
+        monkeypatch.setattr(module, "USERS_PER_BLOCK", 3)
+        blocks = retrieve(lists)
+        for name in ("users", "items", "ranks", "blend"):
+            np.testing.assert_array_equal(getattr(blocks, name), getattr(whole, name))
+        np.testing.assert_allclose(blocks.scores, whole.scores, atol=1e-6)
+
+    def test_shows_progress_when_asked(self, capfd):
+        make_retriever().retrieve(histories_of([[1]]), blocked=NOTHING, hide_seen=False, progress=True)
+        assert "retrieve" in capfd.readouterr().err
+
+
+class TestVectorSource:
+    @settings(max_examples=20, deadline=None)
+    @given(LISTS)
+    def test_never_proposes_an_item_without_text_and_gives_it_no_score(self, lists):
+        found = retrieve(lists)
+        without = ~SEARCHABLE[found.items]
+        assert np.isnan(found.ranks[without, 0]).all()
+        assert not found.scores[without, 0].any()
+
+    def test_lists_the_nearest_items(self):
+        source = make_retriever().sources["vector"][0]
+        assert isinstance(source, VectorSource)
+        histories = histories_of([[3, 9, 4]])
+        cosines = (source.encoder.encode(histories, source.item_vectors) @ source.item_vectors.T)[0]
+        cosines[~SEARCHABLE] = -np.inf
+        top = source.open(Block(histories, NOTHING, False), 5).top(0, NOTHING, 5)
+        assert top.tolist() == np.argsort(-cosines)[:5].tolist()
+
+    def test_proposes_nothing_where_no_item_has_text(self):
+        known = make_retriever().sources["vector"][0]
+        assert isinstance(known, VectorSource)
+        source = VectorSource(known.encoder, known.item_vectors, known.index, NOTHING)
+        assert source.open(Block(histories_of([[1]]), NOTHING, False), 5).top(0, NOTHING, 5).tolist() == []
+
+
+class TestNeighbourSource:
+    matrix = np.random.default_rng(3).integers(0, 4, size=(4, 7)).astype(np.float32)
+    keys = np.array([0, 1, 2, 3, 0, 1, 2])
+
+    @pytest.mark.parametrize("power", [0.0, 0.7])
+    def test_sums_the_neighbours_of_the_newest_events(self, power):
+        source = NeighbourSource(sp.csr_matrix(self.matrix), self.keys, max_length=3, power=power)
+        lists = [[6, 0, 1, 1], [], [2]]
+        opened = source.open(Block(histories_of(lists), np.zeros(7, dtype=np.bool_), False), 7)
+        for user, rows in enumerate(lists):
+            expected = np.zeros(7)
+            for place, row in enumerate(rows[::-1][:3]):
+                expected += (1 + place) ** -power * self.matrix[self.keys[row]]
+            np.testing.assert_allclose(opened.score(np.full(7, user), np.arange(7)), expected, rtol=1e-6)
+
+    def test_lists_the_best_first_and_nothing_hidden(self):
+        matrix = sp.csr_matrix(np.array([[0, 2, 5, 2, 1]], dtype=np.float32))
+        source = NeighbourSource(matrix, np.zeros(5, dtype=np.int64), max_length=3, power=1.0)
+        hidden = np.array([False, False, True, False, False])
+        opened = source.open(Block(histories_of([[0]]), hidden, False), 5)
+        assert opened.top(0, hidden, 2).tolist() == [1, 3]
+        assert opened.top(0, hidden, 9).tolist() == [1, 3, 4]
+
+
+class TestPopularity:
+    def test_lists_taken_items_only(self):
+        source = PopularitySource.of(np.array([0, 3, 1, 3], dtype=np.float32))
+        assert source.top(0, np.zeros(4, dtype=np.bool_), 9).tolist() == [1, 3, 2]
+        assert source.score(np.array([0, 0]), np.array([0, 1])).tolist() == [0.0, 3.0]
+
+    @given(st.lists(st.booleans(), max_size=40).map(lambda bits: np.array(bits, dtype=np.bool_)), st.integers(1, 9))
+    def test_first_shown_looks_as_far_as_it_must(self, hidden, n):
+        order = np.arange(len(hidden))[::-1]
+        assert first_shown(order, hidden, n).tolist() == [row for row in order if not hidden[row]][:n]
+
+    def test_recent_counts_halve_with_age(self):
+        rows = np.array([0, 1, 0, 2], dtype=np.int32)
+        counts = recency_weighted_counts(rows, 4, half_life=2.0)
+        np.testing.assert_allclose(counts, [0.5**1.5 + 0.5**0.5, 0.5, 1.0, 0.0], rtol=1e-6)
+
+    def test_no_interactions_count_nothing(self):
+        assert recency_weighted_counts(np.zeros(0, dtype=np.int32), 3, half_life=1.0).tolist() == [0, 0, 0]
+
+
+class TestConfig:
+    @pytest.mark.parametrize("wrong", [{"vector": -1}, dict.fromkeys(NAMES, 0)])
+    def test_refuses_depths_without_a_source(self, wrong):
+        with pytest.raises(ValueError, match="depths must be 0 or more and not all 0"):
+            RetrieverConfig(**wrong)
+
+    @pytest.mark.parametrize("name", ["n_candidates", "history_length", "lexical_length"])
+    def test_refuses_empty_lists(self, name):
+        with pytest.raises(ValueError, match="n_candidates and lengths must be at least 1"):
+            RetrieverConfig(**{name: 0})
+
+    @pytest.mark.parametrize("wrong", [{"recent_share": 0.0}, {"recent_share": 1.5}, {"history_power": -1.0}])
+    def test_refuses_shares_and_powers_outside_their_range(self, wrong):
+        with pytest.raises(ValueError, match=r"recent_share must lie in \(0, 1\], history_power at 0 or above"):
+            RetrieverConfig(**wrong)
+
+    def test_a_depth_of_zero_switches_a_source_off(self):
+        off = {**DEPTHS, "vector": 0, "recent": 0}
+        assert tuple(make_retriever(RetrieverConfig(**off)).sources) == ("covisitation", "lexical", "repeat", "popular")
+
+    def test_a_retriever_without_sources_is_refused(self):
+        with pytest.raises(ValueError, match="no source is left to propose items"):
+            Retriever({}, n_candidates=5)

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from ranking.features import DAY, FeatureConfig, build_features, feature_names, item_statistics
+
+CONFIG = FeatureConfig(windows_days=(3, 10))
+MOMENT = 40 * DAY
+N_ITEMS = 8
+INT = {"user_row": pl.Int32, "item_row": pl.Int32}
+GROUPS = pl.DataFrame(
+    {"item_row": range(N_ITEMS), "category": [0, 0, 1, 1, 2, 2, 2, 3], "text": [0, 1, 2, 2, 2, 3, 4, 5]},
+    schema_overrides={"item_row": pl.Int32, "category": pl.Int32, "text": pl.Int32},
+)
+
+
+def history_of(events: list[tuple[int, int, float]]) -> pl.DataFrame:
+    """Events are (user, item, days since the epoch)."""
+    frame = pl.DataFrame(events, schema={**INT, "day": pl.Float64}, orient="row")
+    return frame.select("user_row", "item_row", seconds=pl.col("day") * DAY)
+
+
+def random_events(seed: int = 0, n: int = 120, n_users: int = 6) -> pl.DataFrame:
+    """Some users and items without events; rows that are there twice; times on the hour."""
+    rng = np.random.default_rng(seed)
+    hours = rng.integers(0, 40 * 24, size=n)
+    events = zip(rng.integers(0, n_users - 1, n), rng.integers(0, N_ITEMS - 2, n), hours / 24, strict=True)
+    frame = history_of([(int(user), int(item), float(day)) for user, item, day in events])
+    return pl.concat([frame, frame.head(10)])
+
+
+def all_pairs(n_users: int = 6) -> pl.DataFrame:
+    pairs = [(user, item) for user in range(n_users) for item in range(N_ITEMS)]
+    shuffled = np.random.default_rng(1).permutation(len(pairs))
+    return pl.DataFrame([pairs[place] for place in shuffled], schema=INT, orient="row").with_columns(
+        vector_score=pl.int_range(pl.len()) / 7
+    )
+
+
+def moments_of(n_users: int = 6) -> pl.DataFrame:
+    """Each user has a moment of his own, all after the last event."""
+    users = pl.Series("user_row", range(n_users), dtype=pl.Int32)
+    return pl.DataFrame({"user_row": users, "moment": [MOMENT + 0.3 * user * DAY for user in range(n_users)]})
+
+
+def features(history: pl.DataFrame, pairs: pl.DataFrame | None = None) -> pl.DataFrame:
+    statistics = item_statistics(history, GROUPS, MOMENT, CONFIG)
+    return build_features(all_pairs() if pairs is None else pairs, history, statistics, moments_of(), CONFIG)
+
+
+ITEM_SQL = """
+with counts as (
+    select item_row, count(*) as n, count(distinct user_row) as users,
+        min($moment - seconds) / 86400 as newest, max($moment - seconds) / 86400 as oldest,
+        count(*) filter ($moment - seconds <= 3 * 86400) as n3, count(*) filter ($moment - seconds <= 10 * 86400) as n10
+    from history group by item_row
+), filled as (
+    select g.*, coalesce(n, 0) as n, coalesce(users, 0) as users, newest, oldest,
+        coalesce(n3, 0) as n3, coalesce(n10, 0) as n10
+    from GROUPS g left join counts using (item_row)
+)
+select item_row, n as item_count, users as item_users, newest as item_days_since_last,
+    oldest as item_days_since_first, n3 as item_count_3d, n10 as item_count_10d,
+    n / nullif(users, 0) as item_repeat_rate, (n3 + 1) / (n10 + 1) as item_trend,
+    n / nullif(sum(n) over (partition by text), 0) as item_share_of_text,
+    sum(n) over (partition by category) as category_popularity, sum(n) over (partition by text) as text_popularity
+from filled order by item_row
+"""
+
+PAIR_SQL = """
+with aged as (
+    select h.user_row, h.item_row, category, text, seconds, (moment - seconds) / 86400 as age
+    from history h join moments using (user_row) join GROUPS using (item_row)
+), pair as (
+    select user_row, item_row, count(*) as n, count(distinct floor(seconds / 86400)) as days,
+        min(age) as newest, max(age) as oldest,
+        count(*) filter (age <= 3) as n3, count(*) filter (age <= 10) as n10
+    from aged group by user_row, item_row
+), person as (
+    select user_row, count(*) as events, count(distinct item_row) as items,
+        count(distinct floor(seconds / 86400)) as days, min(age) as newest, max(age) as oldest,
+        count(*) filter (age <= 3) as n3, count(*) filter (age <= 10) as n10
+    from aged group by user_row
+), by_category as (
+    select user_row, category, count(*) as n, min(age) as newest from aged group by user_row, category
+), by_text as (
+    select user_row, text, count(*) as n, min(age) as newest from aged group by user_row, text
+)
+select p.user_row, p.item_row, p.vector_score,
+    coalesce(pair.n, 0) as pair_count, coalesce(pair.days, 0) as pair_days, pair.newest as pair_days_since_last,
+    pair.oldest as pair_days_since_first,
+    coalesce(pair.n3, 0) as pair_count_3d, coalesce(pair.n10, 0) as pair_count_10d,
+    case when pair.days > 1 then (pair.oldest - pair.newest) / (pair.days - 1) end as pair_interval,
+    case when pair.days > 1 then pair.newest * (pair.days - 1) / (pair.oldest - pair.newest) end as pair_overdue,
+    coalesce(pair.n, 0) / person.events as pair_share,
+    person.events as user_events, person.items as user_items, person.days as user_days,
+    person.newest as user_days_since_last, person.oldest as user_days_since_first,
+    person.n3 as user_events_3d, person.n10 as user_events_10d,
+    1 - person.items / person.events as user_repeat_share, person.events / person.days as user_events_per_day,
+    coalesce(c.n, 0) as user_category_count, c.newest as user_category_days_since_last,
+    coalesce(c.n, 0) / person.events as user_category_share,
+    coalesce(t.n, 0) as user_text_count, t.newest as user_text_days_since_last,
+    coalesce(t.n, 0) / person.events as user_text_share
+from pairs p join GROUPS g using (item_row)
+left join pair on pair.user_row = p.user_row and pair.item_row = p.item_row
+left join person on person.user_row = p.user_row
+left join by_category c on c.user_row = p.user_row and c.category = g.category
+left join by_text t on t.user_row = p.user_row and t.text = g.text
+"""
+
+
+def sql(query: str, tables: dict[str, pl.DataFrame], **parameters: float) -> pl.DataFrame:
+    with duckdb.connect() as connection:
+        for name, table in tables.items():
+            columns = ", ".join(f"{column} double" for column in table.columns)
+            connection.execute(f"create table {name} ({columns})")
+            connection.executemany(f"insert into {name} values ({', '.join('?' * table.width)})", table.rows())
+        result = connection.execute(query, parameters)
+        names = [column[0] for column in result.description]
+        return pl.DataFrame(result.fetchall(), schema=dict.fromkeys(names, pl.Float64), orient="row")
+
+
+def compare(found: pl.DataFrame, expected: pl.DataFrame) -> None:
+    assert set(found.columns) == set(expected.columns)
+    as_doubles = found.select(pl.col(expected.columns).cast(pl.Float64))
+    assert_frame_equal(as_doubles, expected, rel_tol=1e-5, abs_tol=1e-6)
+
+
+class TestAgainstSql:
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_item_statistics(self, seed):
+        history = random_events(seed)
+        found = item_statistics(history, GROUPS, MOMENT, CONFIG)
+        expected = sql(ITEM_SQL, {"history": history, "GROUPS": GROUPS}, moment=MOMENT)
+        compare(found.drop("category", "text").sort("item_row"), expected)
+        assert set(found.drop("item_row", "category", "text").dtypes) == {pl.Float32}
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_every_column_of_the_pairs(self, seed):
+        history, pairs = random_events(seed), all_pairs()
+        tables = {"history": history, "GROUPS": GROUPS, "moments": moments_of(), "pairs": pairs}
+        statistics = sql(ITEM_SQL, {"history": history, "GROUPS": GROUPS}, moment=MOMENT)
+        expected = sql(PAIR_SQL, tables).join(statistics, on="item_row")
+        keys = ["user_row", "item_row"]
+        compare(features(history, pairs).sort(keys), expected.sort(keys))
+
+
+class TestBuildFeatures:
+    def test_keeps_the_pairs_their_order_and_their_columns(self):
+        pairs = all_pairs()
+        found = features(random_events(), pairs)
+        assert_frame_equal(found.select(pairs.columns), pairs)
+        assert {found.schema[name] for name in found.columns if name not in pairs.columns} == {pl.Float32}
+
+    def test_counts_a_repeated_interaction_as_often_as_it_is_there(self):
+        found = features(history_of([(0, 1, 39.5), (0, 1, 39.5)])).filter(user_row=0, item_row=1)
+        assert found["pair_count"].item() == 2
+        assert found["pair_days"].item() == 1
+        assert found["pair_interval"].item() is None
+        assert found["item_repeat_rate"].item() == 2
+
+    def test_of_a_user_without_history_are_zeros_and_nulls(self):
+        found = features(random_events()).filter(user_row=5)
+        counts = [
+            "pair_count",
+            "pair_days",
+            "pair_count_3d",
+            "pair_count_10d",
+            "user_category_count",
+            "user_text_count",
+        ]
+        assert not found.select(counts).to_numpy().any()
+        mine = [name for name in found.columns if name.startswith(("pair_", "user_")) and name not in counts]
+        assert found.select(mine).drop("user_row").null_count().row(0) == (N_ITEMS,) * (len(mine) - 1)
+
+    def test_of_an_item_without_history_are_zeros_and_nulls(self):
+        found = features(random_events()).filter(item_row=7)
+        assert not found.select("item_count", "item_users", "item_count_3d", "category_popularity").to_numpy().any()
+        nothing = ["item_days_since_last", "item_days_since_first", "item_repeat_rate", "item_share_of_text"]
+        assert found.select(nothing).null_count().row(0) == (6,) * 4
+
+    def test_hold_no_nan(self):
+        found = features(random_events())
+        assert not any(found[name].is_nan().any() for name in found.columns if found.schema[name].is_float())
+
+    def test_of_no_pairs_have_the_same_columns(self):
+        empty = features(random_events(), all_pairs().head(0))
+        assert empty.schema == features(random_events()).schema
+        assert empty.height == 0
+
+    def test_without_any_history_have_the_same_columns(self):
+        nothing = features(history_of([]))
+        assert nothing.schema == features(random_events()).schema
+        assert nothing["pair_count"].sum() == 0
+
+    @pytest.mark.parametrize("days_late", [0.0, 0.5])
+    def test_refuses_a_row_at_or_after_its_users_moment(self, days_late):
+        statistics = item_statistics(history_of([]), GROUPS, MOMENT, CONFIG)
+        late = history_of([(0, 1, 3.0), (2, 4, 40.6 + days_late)])
+        with pytest.raises(
+            ValueError, match=r"1 history rows lie at or after their user's moment, first: .*'item_row': 4"
+        ):
+            build_features(all_pairs(), late, statistics, moments_of(), CONFIG)
+
+    def test_takes_a_row_just_before_its_users_moment(self):
+        statistics = item_statistics(history_of([]), GROUPS, MOMENT, CONFIG)
+        found = build_features(all_pairs(), history_of([(2, 4, 40.59999)]), statistics, moments_of(), CONFIG)
+        assert found["pair_count"].sum() == 1
+
+
+class TestItemStatistics:
+    @pytest.mark.parametrize("day", [40.0, 41.0])
+    def test_refuses_a_row_at_or_after_the_moment(self, day):
+        late = history_of([(0, 1, 3.0), (2, 4, day)])
+        with pytest.raises(
+            ValueError, match=r"1 history rows lie at or after the moment 3456000.0, first: .*'item_row': 4"
+        ):
+            item_statistics(late, GROUPS, MOMENT, CONFIG)
+
+    def test_do_not_depend_on_the_order_of_the_rows(self):
+        history = random_events()
+        shuffled = history.sample(fraction=1.0, shuffle=True, seed=0)
+        key = "item_row"
+        assert_frame_equal(
+            item_statistics(history, GROUPS, MOMENT, CONFIG).sort(key),
+            item_statistics(shuffled, GROUPS, MOMENT, CONFIG).sort(key),
+        )
+
+
+EVENTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, N_ITEMS - 1), st.floats(0, 39.9)), max_size=25)
+
+
+class TestProperties:
+    @settings(max_examples=25, deadline=None)
+    @given(EVENTS, EVENTS, st.integers(0, 5))
+    def test_rows_of_other_users_change_no_feature_of_a_pair_or_a_user(self, events, others, user):
+        before = history_of(events)
+        kept = before.filter(user_row=user)
+        after = pl.concat([history_of(others).filter(pl.col("user_row") != user), kept])
+        own = [pl.col("user_row", "item_row"), pl.col("^(pair|user)_.*$").exclude("user_row")]
+        first, second = (features(history).filter(user_row=user).select(*own) for history in (before, after))
+        assert_frame_equal(first, second)
+
+    @settings(max_examples=25, deadline=None)
+    @given(EVENTS)
+    def test_many_users_equal_one_by_one(self, events):
+        history = history_of(events)
+        statistics = item_statistics(history, GROUPS, MOMENT, CONFIG)
+        together = features(history)
+        for user in range(6):
+            mine = all_pairs().filter(user_row=user)
+            alone = build_features(mine, history.filter(user_row=user), statistics, moments_of(), CONFIG)
+            assert_frame_equal(alone, together.filter(user_row=user))
+
+
+def test_feature_names_are_the_numeric_and_boolean_columns_that_are_not_excluded():
+    frame = pl.DataFrame({"user_row": [1], "label": [1], "a": [0.5], "b": [True], "c": ["x"], "d": [[1]], "e": [None]})
+    assert feature_names(frame, exclude=("user_row", "label")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("windows", [(), (0, 7), (-1,)])
+def test_config_refuses_windows_that_are_no_days(windows):
+    with pytest.raises(ValueError, match="must be positive whole days"):
+        FeatureConfig(windows_days=windows)
+
+
+@pytest.mark.parametrize("windows", [(30, 7), (7, 7)])
+def test_config_refuses_windows_out_of_order(windows):
+    with pytest.raises(ValueError, match="must ascend without repetition"):
+        FeatureConfig(windows_days=windows)

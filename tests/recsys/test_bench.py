@@ -1,0 +1,267 @@
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+from indexing.contrastive import ContrastiveConfig
+from indexing.encoder import EncoderConfig
+from ranking.interest import InterestConfig
+from recsys import bench, metrics
+from recsys.bench import Answers, ask_baselines, prepare, report, run_bench
+from recsys.bench_result import render
+from recsys.config import RecommenderConfig
+from recsys.datasets import Dataset
+from recsys.errors import InvalidConfig, InvalidData
+from recsys.profiling import Usage, _lifetime_peak_mb, library_versions, machine, metered
+from recsys.synthetic import generate
+
+USAGE = Usage(seconds=0.5, peak_mb=100.0)
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_bert):
+    return RecommenderConfig(
+        encoder=EncoderConfig(model=tiny_bert),
+        contrastive=ContrastiveConfig(encoder_steps=3, history_max_steps=5),
+        interest=InterestConfig(max_groups=16, group_size=4),
+        n_interest=4,
+        device="cpu",
+        progress=False,
+    )
+
+
+def dataset_of(rows, items=("a", "b", "c", "d", "e")):
+    """`rows`: (user, item) in order of time, one a day."""
+    interactions = pl.DataFrame(
+        {
+            "user_id": [user for user, _ in rows],
+            "item_id": [item for _, item in rows],
+            "timestamp": [START + timedelta(days=day) for day in range(len(rows))],
+        }
+    )
+    return Dataset(name="tiny", interactions=interactions, items=pl.DataFrame({"item_id": items, "title": items}))
+
+
+def lists_of(lists):
+    rows = [(user, item, rank) for user, items in lists.items() for rank, item in enumerate(items, 1)]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "rank"], orient="row")
+
+
+def answers_of(protocol, **systems):
+    """`systems`: name -> (lists, candidates)."""
+    return [
+        Answers(
+            system=name.replace("_", "-"),
+            protocol=protocol,
+            lists=lists_of(lists),
+            candidates=lists_of(candidates),
+            fit=USAGE,
+            ask=USAGE,
+        )
+        for name, (lists, candidates) in systems.items()
+    ]
+
+
+REPEATING = dataset_of([("u", "a"), ("u", "a"), ("v", "b"), ("v", "a"), ("u", "b"), ("u", "a"), ("v", "c"), ("w", "d")])
+"""The last three of eight rows are the test: u takes a again, v takes c for the first time, w is new."""
+
+
+@pytest.fixture
+def repeating():
+    return prepare(REPEATING, RecommenderConfig(repeat_limit=0.1), test_share=3 / 8)
+
+
+class TestPrepare:
+    def test_where_repeats_are_common_both_protocols_are_made(self, repeating):
+        counted, new = repeating.protocols
+        assert (counted.name, counted.filter_seen) == ("repeats counted", False)
+        assert counted.truth.rows() == [("u", "a"), ("v", "c")]
+        assert (new.name, new.filter_seen) == ("new items only", True)
+        assert new.truth.rows() == [("v", "c")]
+        assert counted.users.to_list() == ["u", "v"]
+
+    def test_where_repeats_are_rare_only_new_items_count(self):
+        prepared = prepare(REPEATING, RecommenderConfig(repeat_limit=0.9), test_share=3 / 8)
+        assert [protocol.name for protocol in prepared.protocols] == ["new items only"]
+
+    def test_where_no_test_pair_is_new_only_repeats_are_counted(self):
+        data = dataset_of([("u", "a"), ("u", "b"), ("u", "a"), ("u", "b")])
+        prepared = prepare(data, RecommenderConfig(repeat_limit=0.1), test_share=0.25)
+        assert [protocol.name for protocol in prepared.protocols] == ["repeats counted"]
+
+    def test_the_limit_is_the_recommenders(self):
+        share = 2 / 8
+        at_limit = prepare(REPEATING, RecommenderConfig(repeat_limit=share), test_share=3 / 8)
+        assert [protocol.name for protocol in at_limit.protocols] == ["repeats counted", "new items only"]
+
+    def test_users_without_history_are_counted_in_a_note(self, repeating):
+        assert "1 of 3 test users have no history in train and are in no table." in repeating.notes
+
+    def test_leave_last_out_follows_the_repeats(self):
+        data = dataset_of([("u", item) for item in "abcaba"])
+        common = prepare(data, RecommenderConfig(repeat_limit=0.1), split="leave-last-out", min_items=2)
+        assert common.protocols[0].name == "repeats counted"
+        assert common.protocols[0].truth.rows() == [("u", "a")]
+        rare = prepare(data, RecommenderConfig(repeat_limit=0.9), split="leave-last-out", min_items=2)
+        assert [protocol.name for protocol in rare.protocols] == ["new items only"]
+        assert rare.protocols[0].truth.rows() == [("u", "c")]
+
+    def test_progress_reaches_our_config(self):
+        assert prepare(REPEATING, RecommenderConfig(), test_share=0.4, progress=True).config.progress is True
+        assert prepare(REPEATING, RecommenderConfig(), test_share=0.4).config.progress is False
+
+    @pytest.mark.parametrize("k", [0, 101])
+    def test_k_has_limits(self, k):
+        with pytest.raises(InvalidConfig, match=rf"k is {k}; it must lie between 1 and 100"):
+            prepare(REPEATING, k=k)
+
+    def test_nothing_to_test_is_an_error_with_a_remedy(self):
+        data = dataset_of([("u", "a"), ("v", "b")])
+        with pytest.raises(InvalidData, match=r"time split leaves nothing to test: .*1 of 2 rows.*bring more"):
+            prepare(data, test_share=0.5)
+
+
+class TestReport:
+    """Numbers against what pencil and paper say."""
+
+    def test_a_row_by_hand(self, repeating):
+        answers = answers_of(
+            "repeats counted",
+            popular=({"u": ["b", "a"], "v": ["a", "b"]}, {"u": ["b", "a"], "v": ["a", "b", "c"]}),
+        )
+        table = report(repeating, answers).tables[0]
+        (row,) = table.rows
+        assert (table.n_users, table.n_pairs, table.n_cold_pairs) == (2, 2, 1)
+        assert row.ndcg == pytest.approx((1 / np.log2(3) + 0) / 2)
+        assert row.recall == pytest.approx(1 / 2)
+        assert row.candidate_recall == pytest.approx(1.0)
+        assert row.coverage == pytest.approx(2 / 5)
+        assert row.cold_recall == pytest.approx(1.0)
+        assert row.users_per_second == pytest.approx(2 / 0.5)
+        assert (row.fit_seconds, row.peak_mb) == (0.5, 100.0)
+        assert (row.ndcg_low, row.ndcg_high) == metrics.bootstrap_interval(np.array([1 / np.log2(3), 0]), seed=0)
+
+    def test_cold_recall_is_over_pairs_and_null_without_any(self, repeating):
+        missed = answers_of("new items only", popular=({"v": ["d"]}, {"v": ["d"]}))
+        assert report(repeating, missed).tables[1].rows[0].cold_recall == 0.0
+        warm = prepare(dataset_of([("u", "a"), ("v", "b"), ("u", "b")]), RecommenderConfig(), test_share=1 / 3)
+        found = answers_of("new items only", popular=({"u": ["b"]}, {"u": ["b"]}))
+        table = report(warm, found).tables[0]
+        assert table.n_cold_pairs == 0
+        assert table.rows[0].cold_recall is None
+        assert "none" in render(report(warm, found))
+
+    def test_differences_are_paired_and_both_stages_meet_everybody(self, repeating):
+        good, bad = {"u": ["a"], "v": ["c"]}, {"u": ["b"], "v": ["b"]}
+        answers = answers_of("repeats counted", popular=(bad, bad), two_stage=(good, good))
+        retrieval = replace(answers[0], system=bench.RETRIEVAL)
+        table = report(repeating, [answers[0], retrieval, answers[1]]).tables[0]
+        assert [(found.system, found.other, found.difference) for found in table.differences] == [
+            ("two-stage", "popular", 1.0),
+            ("two-stage", "two-stage: retrieval", 1.0),
+            ("two-stage: retrieval", "popular", 0.0),
+        ]
+        assert (table.differences[0].low, table.differences[0].high) == (1.0, 1.0)
+
+    def test_a_result_says_what_it_was_measured_on(self, repeating):
+        result = report(repeating, [], notes=["A note of the fit.", repeating.notes[-1]])
+        assert result.counts == {"interactions": 8, "items": 5, "users": 3, "train": 5, "test": 3}
+        assert result.test_hash == repeating.split.test_hash
+        assert result.as_of == "2024-01-06T00:00:00+00:00"
+        assert result.notes.count(repeating.notes[-1]) == 1
+        assert result.notes[-1] == "A note of the fit."
+        assert result.versions == library_versions()
+        assert result.machine == machine()
+
+
+class TestRender:
+    def test_columns_are_aligned_and_headed(self, repeating):
+        good, bad = {"u": ["a"], "v": ["c"]}, {"u": ["b"], "v": ["b"]}
+        answers = answers_of("repeats counted", recent_popular=(bad, bad), two_stage=(good, good))
+        result = report(repeating, answers)
+        lines = render(replace(result, tables=result.tables[:1])).splitlines()
+        head = next(row for row, line in enumerate(lines) if line.startswith("repeats counted"))
+        assert f"2 users, 2 pairs, 1 of them with items new to the data; test {result.test_hash}" in lines[head]
+        table = lines[head + 1 : head + 4]
+        assert len({len(line) for line in table}) == 1
+        assert "ndcg@10" in table[0]
+        assert table[2].startswith("two-stage ")
+        assert "1.0000 to 1.0000" in table[2]
+        assert any(line.startswith("two-stage - recent-popular  ") and "+1.0000" in line for line in lines)
+        assert "- 1 of 3 test users have no history in train and are in no table." in lines
+
+
+@pytest.fixture(scope="module")
+def data():
+    made = generate(n_users=60, n_items=80, n_topics=5, events_per_user=12, n_cold_items=5)
+    return Dataset(name="synthetic", interactions=made.interactions, items=made.items, users=made.users)
+
+
+@pytest.fixture(scope="module")
+def result(data, config):
+    return run_bench(data, config)
+
+
+class TestRun:
+    def test_all_systems_stand_in_the_table(self, result):
+        (table,) = result.tables
+        assert table.protocol == "new items only"
+        names = [row.system for row in table.rows]
+        assert names == ["popular", "recent-popular", "item-knn", "two-stage: retrieval", "two-stage"]
+        for row in table.rows:
+            assert 0 <= row.ndcg_low <= row.ndcg <= row.ndcg_high <= 1
+            assert row.recall <= row.candidate_recall <= 1
+            assert row.fit_seconds > 0
+            assert row.users_per_second > 0
+            assert row.peak_mb > 10
+        assert len(table.differences) == 4 + 3
+
+    def test_our_rows_share_one_fit_and_its_candidates(self, result):
+        stage1, both = result.tables[0].rows[-2:]
+        assert stage1.fit_seconds == both.fit_seconds
+        assert (stage1.candidate_recall, stage1.cold_recall) == (both.candidate_recall, both.cold_recall)
+
+    def test_a_row_is_the_systems_own_lists(self, data, config, result):
+        prepared = prepare(data, config)
+        popular = ask_baselines(prepared)[0]
+        hits = metrics.hit_matrix(popular.lists, prepared.protocols[0].truth, 10)
+        assert result.tables[0].rows[0].ndcg == metrics.ndcg(hits, 10).mean()
+        assert popular.lists["rank"].max() == 10
+
+    def test_the_dictionary_is_json_and_complete(self, result):
+        again = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+        assert again["dataset"] == "synthetic"
+        assert again["split"] == "time"
+        assert again["config"]["n_interest"] == 4
+        assert again["tables"][0]["rows"][4]["system"] == "two-stage"
+        assert {"python", "torch", "polars"} <= set(again["versions"])
+        assert any(note.startswith("windows: ") for note in again["notes"])
+
+    def test_repeats_bring_a_second_table_and_buy_again(self, config):
+        data = dataset_of([(f"u{turn % 30}", "abcde"[turn % 7 % 5]) for turn in range(300)])
+        names = {
+            table.protocol: [row.system for row in table.rows]
+            for table in run_bench(data, config, split="leave-last-out", min_items=2).tables
+        }
+        assert next(iter(names)) == "repeats counted"
+        assert "buy-again" in names["repeats counted"]
+
+
+class TestProfiling:
+    def test_seconds_and_memory_of_a_block(self):
+        before = metered(lambda: None)[1].peak_mb
+        size, usage = metered(lambda: np.ones(50_000_000 // 8).size)
+        assert size == 50_000_000 // 8
+        assert usage.peak_mb > before + 25
+        assert 0 < usage.seconds < 30
+
+    def test_what_the_work_raises_is_raised(self):
+        with pytest.raises(ZeroDivisionError):
+            metered(lambda: 1 / 0)
+
+    def test_the_fallback_is_the_peak_of_the_process(self):
+        assert _lifetime_peak_mb() >= metered(lambda: None)[1].peak_mb * 0.9
