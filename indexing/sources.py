@@ -76,38 +76,40 @@ class VectorSource:
     searchable: npt.NDArray[np.bool_]
 
     def open(self, block: Block, n: int) -> "OpenedVectors":
-        """Encode the users and search the index, deeper where many of the found items are hidden."""
-        users = self.encoder.encode(block.histories, self.item_vectors)
-        found = np.full((len(users), 0), -1, dtype=np.int64)
-        known = np.flatnonzero(block.histories.lengths > 0)
+        """Encode the users and search the index, deeper for those of whom many items are hidden."""
+        readable = block.histories.keep(self.searchable)
+        users = self.encoder.encode(readable, self.item_vectors)
         allowed = self.searchable & ~block.blocked
-        depth = min(n + self._margin(block), self.index.size)
-        if len(known) and allowed.any():
-            rows, _ = self.index.search(users[known], depth, allowed=None if allowed.all() else allowed)
-            found = np.full((len(users), rows.shape[1]), -1, dtype=np.int64)
-            found[known] = rows
+        found = [np.zeros(0, dtype=np.int64)] * len(users)
+        depths = np.where(readable.lengths > 0, self._depths(block, n), 0)
+        for depth in np.unique(depths[depths > 0]) if allowed.any() else []:
+            chosen = np.flatnonzero(depths == depth)
+            rows, _ = self.index.search(users[chosen], int(depth), allowed=None if allowed.all() else allowed)
+            for user, row in zip(chosen, rows, strict=True):
+                found[user] = row[row >= 0]
         return OpenedVectors(users, self.item_vectors, self.searchable, found)
 
-    def _margin(self, block: Block) -> int:
-        """How much deeper to search so that `n` items are left when the seen ones are taken out."""
-        if not block.hide_seen or not len(block.histories):
-            return 0
-        return max(len(np.unique(block.histories.of(user))) for user in range(len(block.histories)))
+    def _depths(self, block: Block, n: int) -> Rows:
+        """How deep to search so that `n` items are left without the seen ones: `n` times a power of two, int64."""
+        if not block.hide_seen:
+            return np.full(len(block.histories), min(n, self.index.size))
+        seen = [len(np.unique(block.histories.of(user))) for user in range(len(block.histories))]
+        doublings = np.ceil(np.log2(1.0 + np.array(seen) / n))
+        return np.minimum(n * 2.0**doublings, self.index.size).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedVectors:
-    """User vectors of a block and the index's answers, -1 where there is none."""
+    """User vectors of a block and the index's answers, one array of item rows a user."""
 
     users: Scores
     item_vectors: Scores
     searchable: npt.NDArray[np.bool_]
-    found: Rows
+    found: list[Rows]
 
     def top(self, user: int, hidden: npt.NDArray[np.bool_], n: int) -> Rows:
         """See `Opened`."""
         rows = self.found[user]
-        rows = rows[rows >= 0]
         return np.asarray(rows[~hidden[rows]][:n])
 
     def score(self, users: Rows, items: Rows) -> Scores:

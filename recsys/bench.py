@@ -189,8 +189,7 @@ def prepare(
 
 def ask_baselines(prepared: Prepared) -> list[Answers]:
     """Fit each baseline and ask it for lists under each protocol; buy-again only where repeats count."""
-    names = [name for name in BASELINES if name != BUY_AGAIN or _counts_repeats(prepared)]
-    bar = tqdm(names, desc="baselines", disable=not prepared.config.progress, mininterval=1.0)
+    bar = tqdm(BASELINES, desc="baselines", disable=not prepared.config.progress, mininterval=1.0)
     return [answers for name in bar for answers in _ask_baseline(name, prepared)]
 
 
@@ -261,15 +260,15 @@ def _protocols(cut: Split, *, repeats: bool) -> tuple[tuple[Protocol, ...], str]
     return made, f"{n_users - n_known} of {n_users} test users have no history in train and are in no table."
 
 
-def _counts_repeats(prepared: Prepared) -> bool:
-    return any(protocol.name == REPEATS for protocol in prepared.protocols)
-
-
 def _ask_baseline(name: str, prepared: Prepared) -> list[Answers]:
+    # Without the items that a user has had, buy-again is the same as popular.
+    protocols = [asked for asked in prepared.protocols if name != BUY_AGAIN or not asked.filter_seen]
+    if not protocols:
+        return []
     cut, items = prepared.split, prepared.tables.items
     system, fit = metered(lambda: BASELINES[name]().fit(cut.train, items, as_of=cut.as_of))
     answers = []
-    for protocol in prepared.protocols:
+    for protocol in protocols:
         recommend = partial(system.recommend, protocol.users, DEPTH, filter_seen=protocol.filter_seen)
         found, ask = metered(recommend)
         first = found.filter(pl.col("rank") <= prepared.k)

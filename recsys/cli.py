@@ -164,8 +164,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    data = _dataset(arguments)
     config = _config(arguments)
+    data = _dataset(arguments)
     from recsys.recommender import Recommender
 
     start = time.perf_counter()
@@ -183,7 +183,9 @@ def _recommend(arguments: argparse.Namespace) -> int:
     recommender = Recommender.load(arguments.model, device=arguments.device)
     recommender.config = replace(recommender.config, progress=not arguments.quiet)
     items = recommender._state.catalogue.items["item_id"]
-    users = _ids(arguments.users, recommender.users)
+    users = recommender.users if arguments.users is None else _ids(arguments.users, recommender.users)
+    if users.is_empty():
+        raise InvalidData(table=arguments.users, rule="names no user", remedy="give at least one user_id")
     lists: pl.DataFrame = recommender.recommend(
         users,
         arguments.k,
@@ -215,15 +217,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     out = None if arguments.out is None else _target(arguments.out, (".json",))
-    from recsys.datasets import load_dataset
-
-    data = load_dataset(arguments.data)
     config = _config(arguments)
     from recsys.bench import run_bench
     from recsys.bench_result import render
+    from recsys.datasets import load_dataset
 
     result = run_bench(
-        data,
+        load_dataset(arguments.data),
         config,
         split=arguments.split,
         test_share=arguments.test_share,

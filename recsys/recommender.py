@@ -102,7 +102,8 @@ class Recommender:
 
         Returns:
             `user_id`, `item_id`, `rank` (from 1, best first), `score` (higher is better; comparable within one user),
-            in the order of `users`, in the frame library of the interactions. Fewer than `k` rows for a user are logged.
+            in the order of `users`, in the frame library of the interactions. Fewer than `k` rows for a user are
+            logged.
 
         Raises:
             NotFitted: before `fit`.
@@ -144,7 +145,7 @@ class Recommender:
         ids = events["user_id"].unique().sort()
         if isinstance(histories, Mapping):
             ids = pl.Series("user_id", list(histories), dtype=ids.dtype if len(ids) else None).unique().sort()
-        people = self._people(events, ids, numbers=None)
+        people = self._people(events, ids)
         blocked = self._blocked(allow_items, deny_items)
         lists = self._rank(people, k, blocked=blocked, hide_seen=self._hide_seen(filter_seen), progress=len(ids) > 1)
         return self._give_back(lists, ids, k, details=details, hidden=~state.catalogue.available)
@@ -243,7 +244,7 @@ class Recommender:
     ) -> pl.DataFrame:
         """The best `k` of each user, block by block so that memory does not grow with the number of users."""
         _positive(k, "k")
-        starts = range(0, len(people), USERS_PER_BLOCK)
+        starts = range(0, max(len(people), 1), USERS_PER_BLOCK)
         bar = tqdm(starts, desc="recommend", disable=not (progress and self.config.progress))
         parts = [
             self._rank_block(people.slice(start, start + USERS_PER_BLOCK), k, blocked, hide_seen).with_columns(
@@ -305,9 +306,9 @@ class Recommender:
         return to_caller(named.select(columns), self._implementation)
 
     def _known_people(self, ids: pl.Series) -> People:
-        return self._people(self._state.events, ids, user_numbers(self._state.users))
+        return self._people(self._state.events, ids)
 
-    def _people(self, events: pl.DataFrame, ids: pl.Series, numbers: pl.DataFrame | None) -> People:
+    def _people(self, events: pl.DataFrame, ids: pl.Series) -> People:
         """Users as of now: the fit's `as_of`, or just after their own last event where that is later.
 
         With windows of kind "last" it is always the latter, as it was at training.
@@ -321,6 +322,9 @@ class Recommender:
         as_of = self._state.as_of
         last = self._state.window_kind == "last"
         moments = ends.fill_null(as_of) if last else ends.fill_null(as_of).clip(lower_bound=as_of)
+        numbers = user_numbers(self._state.users)
+        if numbers is not None and numbers.schema["user_id"] != ids.dtype:  # strangers of another kind of id
+            numbers = numbers.clear().cast({"user_id": ids.dtype})
         return gather_people(events, ids, moments, numbers)
 
     def _rebased(self, events: pl.DataFrame) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from recsys.bench import Answers, ask_baselines, prepare, report, run_bench
 from recsys.bench_result import render
 from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset
-from recsys.errors import InvalidConfig, InvalidData
+from recsys.errors import DeviceUnavailable, InvalidConfig, InvalidData
 from recsys.profiling import Usage, _lifetime_peak_mb, library_versions, machine, metered
 from recsys.synthetic import generate
 
@@ -43,7 +43,9 @@ def dataset_of(rows, items=("a", "b", "c", "d", "e")):
             "timestamp": [START + timedelta(days=day) for day in range(len(rows))],
         }
     )
-    return Dataset(name="tiny", interactions=interactions, items=pl.DataFrame({"item_id": items, "title": items}))
+    return Dataset(
+        name="tiny", interactions=interactions, items=pl.DataFrame({"item_id": list(items), "title": list(items)})
+    )
 
 
 def lists_of(lists):
@@ -118,6 +120,10 @@ class TestPrepare:
     def test_k_has_limits(self, k):
         with pytest.raises(InvalidConfig, match=rf"k is {k}; it must lie between 1 and 100"):
             prepare(REPEATING, k=k)
+
+    def test_a_device_that_is_not_there_is_found_out_before_the_work(self):
+        with pytest.raises(DeviceUnavailable, match=r"'cuda:99' is not there"):
+            prepare(REPEATING, RecommenderConfig(device="cuda:99"), test_share=3 / 8)
 
     def test_nothing_to_test_is_an_error_with_a_remedy(self):
         data = dataset_of([("u", "a"), ("v", "b")])
@@ -242,13 +248,13 @@ class TestRun:
         assert any(note.startswith("windows: ") for note in again["notes"])
 
     def test_repeats_bring_a_second_table_and_buy_again(self, config):
-        data = dataset_of([(f"u{turn % 30}", "abcde"[turn % 7 % 5]) for turn in range(300)])
-        names = {
-            table.protocol: [row.system for row in table.rows]
-            for table in run_bench(data, config, split="leave-last-out", min_items=2).tables
-        }
-        assert next(iter(names)) == "repeats counted"
-        assert "buy-again" in names["repeats counted"]
+        taken = np.random.default_rng(0).integers(12, size=300)
+        data = dataset_of([(f"u{turn % 30}", "abcdefghijkl"[item]) for turn, item in enumerate(taken)], "abcdefghijkl")
+        tables = run_bench(data, config, split="leave-last-out", min_items=2).tables
+        counted, new = ([row.system for row in table.rows] for table in tables)
+        assert [table.protocol for table in tables] == ["repeats counted", "new items only"]
+        assert set(counted) - set(new) == {"buy-again"}
+        assert len(counted) == 6
 
 
 class TestProfiling:

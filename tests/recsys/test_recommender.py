@@ -1,0 +1,339 @@
+"""The door, on a small catalogue whose right answers are known."""
+
+import json
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from polars.testing import assert_frame_equal
+
+from recsys import Recommender
+from recsys.config import RecommenderConfig, config_from_dict
+from recsys.errors import BundleCorrupt, InvalidConfig, InvalidData, NotFitted, UnknownUsers
+from recsys.synthetic import Synthetic, generate
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session")
+def config(tiny_bert: str) -> RecommenderConfig:
+    """Everything small, so that a fit takes seconds."""
+    return config_from_dict(
+        {
+            "encoder": {"model": tiny_bert},
+            "contrastive": {"encoder_steps": 3, "history_max_steps": 5},
+            "interest": {"max_groups": 16, "group_size": 4},
+            "n_interest": 4,
+            "device": "cpu",
+            "progress": False,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def data() -> Synthetic:
+    return generate(n_users=80, n_items=120, n_topics=5, events_per_user=15, n_cold_items=5)
+
+
+@pytest.fixture(scope="session")
+def fitted(config: RecommenderConfig, data: Synthetic) -> Recommender:
+    return Recommender(config).fit(data.interactions, data.items, data.users)
+
+
+def tables(rows: list[tuple[object, object, int]], titles: dict[object, str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(user, item, hour) triples and titles as the two tables."""
+    interactions = pl.DataFrame(rows, schema=["user_id", "item_id", "hour"], orient="row")
+    interactions = interactions.select("user_id", "item_id", timestamp=START + pl.duration(hours="hour"))
+    return interactions, pl.DataFrame({"item_id": list(titles), "title": list(titles.values())})
+
+
+def test_lists_have_the_promised_form(fitted: Recommender, data: Synthetic) -> None:
+    users = ["u00007", "u00003", "u00007"]
+    lists = fitted.recommend(users, 5)
+    assert lists.columns == ["user_id", "item_id", "rank", "score"]
+    assert lists["user_id"].to_list() == ["u00007"] * 5 + ["u00003"] * 5
+    assert lists["rank"].to_list() == [1, 2, 3, 4, 5] * 2
+    assert lists.filter(pl.col("user_id") == "u00003")["score"].is_sorted(descending=True)
+    assert lists.select("user_id", "item_id").is_unique().all()
+
+
+def test_the_next_item_is_found_and_popularity_does_not_find_it(fitted: Recommender, data: Synthetic) -> None:
+    found = fitted.recommend(data.users["user_id"], 10).join(data.truth, on=["user_id", "item_id"]).height
+    popular = data.interactions.group_by("item_id").len().sort("len", "item_id", descending=[True, False])
+    guessed = data.truth.filter(pl.col("item_id").is_in(popular.head(10)["item_id"].implode())).height
+    assert found >= 0.8 * data.truth.height
+    assert guessed <= 0.3 * data.truth.height
+
+
+def test_seen_items_are_left_out_when_asked(fitted: Recommender, data: Synthetic) -> None:
+    users = data.users["user_id"].head(20)
+    seen = data.interactions.select("user_id", "item_id").unique()
+    hidden = fitted.recommend(users, 20, filter_seen=True)
+    shown = fitted.recommend(users, 20, filter_seen=False)
+    assert hidden.join(seen, on=["user_id", "item_id"]).is_empty()
+    assert shown.join(seen, on=["user_id", "item_id"]).height > 0
+    assert_frame_equal(fitted.recommend(users, 20), hidden)  # "auto": nobody repeats here
+    assert any("items that a user has already taken are hidden" in note for note in fitted.notes)
+
+
+def test_repeats_are_shown_where_they_are_common(config: RecommenderConfig) -> None:
+    rows = [(user, item, 10 * turn + user) for user in range(4) for turn in range(6) for item in (user, user + 1)]
+    recommender = Recommender(config).fit(*tables(rows, {i: f"thing {i}" for i in range(6)}))
+    lists = recommender.recommend([0], 3, details=True)
+    assert {0, 1} & set(lists["item_id"])
+    assert "repeat" in "+".join(lists["source"])
+    assert any("already taken are shown" in note for note in recommender.notes)
+
+
+def test_allow_and_deny(fitted: Recommender) -> None:
+    few = ["i00000", "i00010", "i00118"] if "i00000" in _ids(fitted) else _ids(fitted)[:3]
+    lists = fitted.recommend(["u00001"], 10, allow_items=few, filter_seen=False)
+    assert set(lists["item_id"]) == set(few)
+    best = fitted.recommend(["u00001"], 3)["item_id"].to_list()
+    denied = fitted.recommend(["u00001"], 10, deny_items=best)
+    assert not set(best) & set(denied["item_id"])
+    assert denied.height == 10
+    with pytest.raises(InvalidData, match="names items that are not in the catalogue"):
+        fitted.recommend(["u00001"], allow_items=["nothing"])
+
+
+def _ids(fitted: Recommender) -> list[str]:
+    return sorted(fitted.similar_items(["i00000"], 1000)["similar_item_id"].to_list())
+
+
+def test_unknown_users(fitted: Recommender, caplog: pytest.LogCaptureFixture) -> None:
+    both = fitted.recommend(["u00001", "nobody"], 5, details=True)
+    assert both.filter(pl.col("user_id") == "nobody")["is_fallback"].to_list() == [True] * 5
+    assert both.filter(pl.col("user_id") == "u00001")["is_fallback"].to_list() == [False] * 5
+    with caplog.at_level(logging.WARNING, logger="recsys"):
+        fitted.recommend(["nobody"], 5, on_unknown="warn")
+    assert "1 users have no history" in caplog.text
+    with pytest.raises(UnknownUsers, match="nobody"):
+        fitted.recommend(["u00001", "nobody"], on_unknown="raise")
+    with pytest.raises(InvalidConfig, match='on_unknown=\'ignore\' must be "fallback", "warn" or "raise"'):
+        fitted.recommend(["nobody"], on_unknown="ignore")  # type: ignore[arg-type]
+
+
+def test_details_say_where_an_item_came_from(fitted: Recommender) -> None:
+    lists = fitted.recommend(["u00002"], 8, details=True)
+    assert lists.columns[4:] == ["source", "stage1_score", "interest_score", "is_fallback"]
+    named = {name for sources in lists["source"] for name in sources.split("+")}
+    assert named <= {"vector", "covisitation", "lexical", "popular", "recent"}
+    assert lists["interest_score"].drop_nulls().len() > 0
+
+
+def test_people_unseen_at_fit_are_served_from_their_histories(fitted: Recommender, data: Synthetic) -> None:
+    user = "u00004"
+    own = data.interactions.filter(pl.col("user_id") == user).sort("timestamp")
+    as_known = fitted.recommend([user], 10).drop("user_id")
+    as_stranger = fitted.recommend_for(own.with_columns(user_id=pl.lit("guest")), 10).drop("user_id")
+    assert as_known["item_id"].to_list()[0] == as_stranger["item_id"].to_list()[0]
+    by_mapping = fitted.recommend_for({"guest": own["item_id"].to_list()}, 10)
+    assert by_mapping["user_id"].unique().to_list() == ["guest"]
+    assert not set(by_mapping["item_id"]) & set(own["item_id"])
+    assert len(set(by_mapping["item_id"]) & set(as_known["item_id"])) >= 5
+
+
+def test_one_click_changes_the_list(fitted: Recommender, data: Synthetic) -> None:
+    first, second = data.items["item_id"][0], data.items["item_id"][1]
+    lists = fitted.recommend_for({"a": [first], "b": [second], "c": []}, 5, details=True)
+    by_user = dict(lists.group_by("user_id").agg("item_id").iter_rows())
+    assert by_user["a"] != by_user["b"]
+    assert lists.filter(pl.col("user_id") == "c")["is_fallback"].all()
+
+
+def test_cold_items_can_be_recommended(fitted: Recommender, data: Synthetic) -> None:
+    cold = data.items.join(data.interactions, on="item_id", how="anti")["item_id"]
+    lists = fitted.recommend(data.users["user_id"], 3, allow_items=cold)
+    assert set(lists["item_id"]) == set(cold)
+    assert lists["score"].is_finite().all()
+
+
+def test_retrieve_gives_stage_one_alone(fitted: Recommender) -> None:
+    found = fitted.retrieve(["u00001"], 25)
+    assert found.columns == ["user_id", "item_id", "rank", "score", "source"]
+    assert found["rank"].to_list() == list(range(1, 26))
+    assert found["score"].is_sorted(descending=True)
+
+
+def test_similar_items_share_words(fitted: Recommender, data: Synthetic) -> None:
+    topics = dict(data.items.select("item_id", pl.col("categories").list.first()).iter_rows())
+    similar = fitted.similar_items(["i00000", "i00001"], 5)
+    assert similar.columns == ["item_id", "similar_item_id", "rank", "score"]
+    assert (similar["item_id"] != similar["similar_item_id"]).all()
+    same = [topics[a] == topics[b] for a, b in similar.select("item_id", "similar_item_id").iter_rows()]
+    assert np.mean(same) >= 0.8
+    with pytest.raises(InvalidData, match="similar|items"):
+        fitted.similar_items(["nothing"])
+
+
+def test_same_seed_same_lists(fitted: Recommender, config: RecommenderConfig, data: Synthetic) -> None:
+    shuffled = data.interactions.sample(fraction=1.0, shuffle=True, seed=3)
+    again = Recommender(config).fit(shuffled, data.items.reverse(), data.users)
+    users = data.users["user_id"]
+    assert_frame_equal(fitted.recommend(users, 10, details=True), again.recommend(users, 10, details=True))
+
+
+def test_a_batch_equals_one_at_a_time(fitted: Recommender) -> None:
+    users = ["u00001", "u00005", "u00009"]
+    together = fitted.recommend(users, 10)
+    alone = pl.concat([fitted.recommend([user], 10) for user in users])
+    assert_frame_equal(together, alone, abs_tol=1e-3)
+
+
+def test_load_of_save_gives_the_same_lists(fitted: Recommender, data: Synthetic, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    fitted.save(tmp_path / "model")
+    loaded = Recommender.load(tmp_path / "model", device="cpu")
+    users = data.users["user_id"]
+    for filter_seen in (True, False):
+        expected = fitted.recommend(users, 10, filter_seen=filter_seen, details=True)
+        assert_frame_equal(loaded.recommend(users, 10, filter_seen=filter_seen, details=True), expected)
+    assert loaded.notes == fitted.notes
+    assert_frame_equal(loaded.similar_items(["i00003"], 5), fitted.similar_items(["i00003"], 5))
+    manifest = json.loads((tmp_path / "model" / "MANIFEST.json").read_text())
+    assert {"items.parquet", "vectors.npy", "ranker/model.txt", "encoder/model.safetensors"} <= set(manifest["files"])
+
+
+def test_a_flipped_byte_in_a_saved_model_is_refused(fitted: Recommender, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    fitted.save(tmp_path / "model")
+    ranker = tmp_path / "model" / "ranker" / "model.txt"
+    content = bytearray(ranker.read_bytes())
+    content[len(content) // 2] ^= 1
+    ranker.write_bytes(content)
+    with pytest.raises(BundleCorrupt, match=r"ranker/model\.txt"):
+        Recommender.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["pandas", "pyarrow", "csv"])
+def test_frames_come_back_in_the_callers_library(kind: str, config: RecommenderConfig, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    interactions, items = tables([(u, (u + h) % 5, h) for u in range(3) for h in range(4)], dict.fromkeys(range(5), "a"))
+    quick = replace(config, n_interest=0)
+    if kind == "csv":
+        interactions.write_csv(tmp_path / "interactions.csv")
+        given = (tmp_path / "interactions.csv", items)
+    else:
+        given = (getattr(interactions, "to_pandas" if kind == "pandas" else "to_arrow")(), items)
+    lists = Recommender(quick).fit(*given).recommend([1], 2)
+    expected = {"pandas": pd.DataFrame, "pyarrow": pa.Table, "csv": pl.DataFrame}[kind]
+    assert isinstance(lists, expected)
+
+
+def test_integer_ids_come_back_as_integers(config: RecommenderConfig) -> None:
+    interactions, items = tables([(u, u % 4 + 10, u) for u in range(8)], {i: f"thing {i}" for i in range(10, 15)})
+    recommender = Recommender(config).fit(interactions, items)
+    lists = recommender.recommend(np.array([1, 2]), 2)
+    assert lists.schema["user_id"] == pl.Int64
+    assert lists.schema["item_id"] == pl.Int64
+    with pytest.raises(InvalidData, match="ids must be Int64 as at fit"):
+        recommender.recommend(["1"])
+
+
+def test_one_user_one_item_and_short_lists(config: RecommenderConfig, caplog: pytest.LogCaptureFixture) -> None:
+    interactions, items = tables([("ada", "x", 0)], {"x": "the only thing"})
+    recommender = Recommender(config).fit(interactions, items)
+    with caplog.at_level(logging.WARNING, logger="recsys"):
+        assert recommender.recommend(["ada"], 10).is_empty()
+        assert recommender.recommend(["bob"], 10)["item_id"].to_list() == ["x"]
+    assert "1 of 1 users get fewer than k=10 items" in caplog.text
+    assert any("ranker: left out" in note for note in recommender.notes)
+    assert any("interest model: left out" in note for note in recommender.notes)
+
+
+def test_k_beyond_the_catalogue_gives_what_there_is(fitted: Recommender, data: Synthetic) -> None:
+    lists = fitted.recommend(["u00001"], 10_000, filter_seen=False)
+    assert lists.height == data.items.height
+    assert lists["item_id"].is_unique().all()
+
+
+def test_difficult_titles(config: RecommenderConfig) -> None:
+    titles = {
+        "long": "very " * 20_000,
+        "emoji": "🎧🎧 headphones 🎉",
+        "arabic": "سماعات لاسلكية",
+        "hebrew": "אוזניות אלחוטיות",
+        "chinese": "无线降噪耳机",
+        "empty": "",
+        "control": "a\x00b\x07c",
+    }
+    rows = [(f"u{u}", item, 7 * u + place) for u in range(12) for place, item in enumerate(sorted(titles))]
+    unread = replace(config, unknown_token_limit=1.0)
+    recommender = Recommender(unread).fit(*tables(rows, titles))
+    lists = recommender.recommend_for({"new": ["long"]}, 6, details=True)
+    assert set(lists["item_id"]) == set(titles) - {"long"}
+    sources = dict(lists.select("item_id", "source").iter_rows())
+    assert "vector" not in sources["empty"].split("+")
+
+
+def test_unavailable_items_are_never_shown(config: RecommenderConfig) -> None:
+    interactions, items = tables([(u, i, u + i) for u in range(6) for i in range(5)], {i: f"thing {i}" for i in range(6)})
+    items = items.with_columns(available=pl.col("item_id") != 2)
+    lists = Recommender(config).fit(interactions, items).recommend([0, 1], 6, filter_seen=False)
+    assert 2 not in lists["item_id"].to_list()
+    assert 5 in lists["item_id"].to_list()
+
+
+def test_a_catalogue_the_encoder_cannot_read_still_works(
+    config: RecommenderConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["排序", "搜索", "图论", "数论", "贪心", "递归"]
+    titles = {i: f"{words[i % 6]}算法入门教程{i}" for i in range(24)}
+    rows = [(u, (u + 6 * t) % 24, 24 * t + u) for u in range(30) for t in range(4)]
+    with caplog.at_level(logging.WARNING, logger="recsys"):
+        recommender = Recommender(config).fit(*tables(rows, titles))
+    assert "it cannot read this language" in caplog.text
+    assert "BAAI/bge-small-zh-v1.5" in caplog.text
+    assert recommender.recommend([3], 5).height == 5
+    lexical = recommender.recommend_for({"x": [0]}, 5, details=True).filter(pl.col("source").str.contains("lexical"))
+    assert set(lexical["item_id"]) & {6, 12, 18}
+
+
+def test_before_fit_everything_says_so(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    recommender = Recommender()
+    calls = (
+        lambda: recommender.recommend(["a"]),
+        lambda: recommender.recommend_for({"a": ["x"]}),
+        lambda: recommender.retrieve(["a"]),
+        lambda: recommender.similar_items(["x"]),
+        lambda: recommender.save(tmp_path / "model"),
+        lambda: recommender.notes,
+    )
+    for call in calls:
+        with pytest.raises(NotFitted, match="call fit"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, True])
+def test_k_must_be_a_positive_whole_number(fitted: Recommender, k: object) -> None:
+    with pytest.raises(InvalidConfig, match="must be a whole number of at least 1"):
+        fitted.recommend(["u00001"], k)  # type: ignore[arg-type]
+
+
+def test_filter_seen_must_be_one_of_three(fitted: Recommender) -> None:
+    with pytest.raises(InvalidConfig, match='must be True, False or "auto"'):
+        fitted.recommend(["u00001"], filter_seen="yes")  # type: ignore[arg-type]
+
+
+def test_a_refused_fit_leaves_the_old_state(fitted: Recommender, data: Synthetic) -> None:
+    before = fitted.recommend(["u00001"], 5)
+    with pytest.raises(InvalidData, match="timestamp"):
+        fitted.fit(data.interactions.drop("timestamp"), data.items)
+    assert_frame_equal(fitted.recommend(["u00001"], 5), before)
+
+
+def test_no_users_give_an_empty_frame(fitted: Recommender) -> None:
+    lists = fitted.recommend([], 5)
+    assert lists.is_empty()
+    assert lists.columns == ["user_id", "item_id", "rank", "score"]
+
+
+def test_histories_without_times_count_as_fresh(fitted: Recommender, data: Synthetic) -> None:
+    own = data.interactions.filter(pl.col("user_id") == "u00004").sort("timestamp")
+    late = own.with_columns(timestamp=pl.lit(data.interactions["timestamp"].max()) + timedelta(days=2))
+    assert fitted.recommend_for({"g": own["item_id"].to_list()}, 5).height == 5
+    assert fitted.recommend_for(late.with_columns(user_id=pl.lit("g")), 5).height == 5
