@@ -65,5 +65,4 @@ def side_by_side(household: object, recommended: pl.DataFrame, prepared: Prepare
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # A product's price is its median over the whole year and missing where it was never bought: it knows the test.
-    main(load_dataset("complete-journey"), RecommenderConfig(ignore_columns=("price",)))
+    main(load_dataset("complete-journey"), RecommenderConfig())

@@ -23,12 +23,13 @@ from tqdm import tqdm
 from recsys import metrics, splits
 from recsys.baselines import BuyAgain, ItemKNN, Popular, RecentPopular
 from recsys.bench_result import BenchResult, Difference, Row, Table
+from recsys.bundle import library_versions
 from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset
 from recsys.device import resolve_device
 from recsys.errors import InvalidConfig, InvalidData
 from recsys.pipeline import Notes, decide_seen
-from recsys.profiling import Usage, library_versions, machine, metered
+from recsys.profiling import Usage, machine, metered
 from recsys.recommender import Recommender
 from recsys.schema import Tables, validate
 from recsys.splits import Split, SplitKind

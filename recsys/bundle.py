@@ -79,14 +79,14 @@ def write_bundle(folder: Path, write: Callable[[Path], dict[str, object]]) -> No
         OSError: A file cannot be written.
     """
     folder = folder.absolute()
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = _beside(folder, "staging")
     try:
         staging.mkdir()
         metadata = write(staging)
         _seal(staging, metadata)
-        _refuse_foreign(folder)
+        refuse_foreign(folder)
         _swap(staging, folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -113,8 +113,12 @@ def open_bundle(folder: Path) -> Manifest:
     return manifest
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Refuse to replace what is neither absent, an empty folder nor a bundle."""
+def refuse_foreign(folder: Path) -> None:
+    """Check a target before long work: it must be absent, an empty folder or an older bundle.
+
+    Raises:
+        PublishRefused: it is something else, which nobody would want replaced.
+    """
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
@@ -138,7 +142,7 @@ def _seal(staging: Path, metadata: dict[str, object]) -> None:
     body = {
         "format": FORMAT,
         "metadata": metadata,
-        "versions": _versions(),
+        "versions": library_versions(),
         "files": {name: asdict(files[name]) for name in sorted(files)},
     }
     (staging / MANIFEST).write_bytes(_render(body))
@@ -246,7 +250,8 @@ def _render(body: dict[str, Any]) -> bytes:
     return (json.dumps({**body, "seal": seal}, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the installed ones among `LIBRARIES`, by distribution name."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

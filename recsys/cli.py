@@ -166,7 +166,10 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 def _fit(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     data = _dataset(arguments)
+    from recsys.bundle import refuse_foreign
     from recsys.recommender import Recommender
+
+    refuse_foreign(Path(arguments.out).absolute())
 
     start = time.perf_counter()
     recommender = Recommender(config).fit(data.interactions, data.items, data.users)
@@ -182,7 +185,7 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
     recommender = Recommender.load(arguments.model, device=arguments.device)
     recommender.config = replace(recommender.config, progress=not arguments.quiet)
-    items = recommender._state.catalogue.items["item_id"]
+    items = recommender.items
     users = recommender.users if arguments.users is None else _ids(arguments.users, recommender.users)
     if users.is_empty():
         raise InvalidData(table=arguments.users, rule="names no user", remedy="give at least one user_id")

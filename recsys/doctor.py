@@ -11,8 +11,7 @@ from pathlib import Path
 from indexing.encoder import EncoderConfig, best_precision, resolve_encoder
 from indexing.faiss_index import both_builds_installed, faiss_build
 from recsys import __version__
-from recsys.bundle import LIBRARIES
-from recsys.profiling import library_versions
+from recsys.bundle import LIBRARIES, library_versions
 
 FAISS_BUILDS = ("faiss-cpu", "faiss-gpu")
 CPU_EXTRA = "pip install 'recsys-twostage[cpu]'"

@@ -29,6 +29,7 @@ from ranking.training_set import label_candidates
 from recsys import metrics
 from recsys.catalogue import Catalogue, user_numbers
 from recsys.config import RecommenderConfig
+from recsys.errors import InvalidConfig
 from recsys.fitted import Fitted
 from recsys.schema import Tables
 from recsys.snapshot import (
@@ -95,7 +96,7 @@ def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
     windows = make_windows(tables.interactions, config.windows)
     notes.add(f"windows: {windows.kind}. {windows.reason}")
     hide_seen = decide_seen(tables.interactions, config, notes)
-    encoder = BiEncoder(config.encoder, device=device)
+    encoder = load_encoder(config, device)
     readable = can_read(encoder, catalogue, config, notes)
     before_b = to_events(windows.history_b, catalogue)
     towers = train_towers(encoder, before_b, catalogue, config, device, notes, tune=readable)
@@ -184,6 +185,18 @@ def train_towers(
     return Towers(encoder, history_encoder, vectors, index, text_neighbours(catalogue.texts, config.lexical))
 
 
+def load_encoder(config: RecommenderConfig, device: str) -> BiEncoder:
+    """The configured text encoder.
+
+    Raises:
+        InvalidConfig: it cannot be had; the message names the remedy.
+    """
+    try:
+        return BiEncoder(config.encoder, device=device)
+    except RuntimeError as error:
+        raise InvalidConfig(str(error)) from error
+
+
 def can_read(encoder: BiEncoder, catalogue: Catalogue, config: RecommenderConfig, notes: Notes) -> bool:
     """Whether the tokenizer knows the catalogue's script; where it does not, training text models would be in vain."""
     share = encoder.unknown_share(catalogue.texts)
@@ -192,8 +205,8 @@ def can_read(encoder: BiEncoder, catalogue: Catalogue, config: RecommenderConfig
     notes.add(
         f"{share:.0%} of the text's tokens are unknown to the encoder {config.encoder.model!r} (limit "
         f"{config.unknown_token_limit:.0%}): it cannot read this language, so it is not fine-tuned and the interest "
-        "model is left out. Behaviour and the lexical source carry the lists. Set encoder.model to a multilingual or Chinese "
-        "checkpoint, for example 'BAAI/bge-small-zh-v1.5' or 'intfloat/multilingual-e5-small', or to a local folder.",
+        "model is left out. Behaviour and the lexical source carry the lists. Set encoder.model to a multilingual or "
+        "Chinese checkpoint, such as 'BAAI/bge-small-zh-v1.5' or 'intfloat/multilingual-e5-small', or to a local folder.",
         level=logging.WARNING,
     )
     return False

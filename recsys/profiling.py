@@ -1,4 +1,4 @@
-"""What ran where, and what it took: library versions, the machine, seconds and memory.
+"""What ran where, and what it took: the machine, seconds and memory.
 
 Owns the clock and the memory meter of benchmarks. Nothing that is fitted or recommended may depend on it.
 """
@@ -10,11 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
-
-from recsys.bundle import LIBRARIES
 
 T = TypeVar("T")
 
@@ -67,17 +64,6 @@ def metered(work: Callable[[], T]) -> tuple[T, Usage]:
         done.set()
         sampler.join()
     return result, Usage(seconds=seconds, peak_mb=max(*samples, read()))
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the installed ones among `bundle.LIBRARIES`, by distribution name."""
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def machine() -> dict[str, str | int]:

@@ -77,6 +77,11 @@ class Recommender:
         """Ids of all users with history, in order."""
         return self._state.events["user_id"].unique().sort()
 
+    @property
+    def items(self) -> pl.Series:
+        """Ids of the catalogue, in order."""
+        return self._state.catalogue.items["item_id"]
+
     def recommend(
         self,
         users: Iterable[Any],

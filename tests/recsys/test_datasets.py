@@ -76,7 +76,7 @@ def loaded():
 class TestCompleteJourney:
     def test_counts_and_columns(self, loaded):
         assert loaded.interactions.columns == ["user_id", "item_id", "timestamp", "event", "session_id"]
-        assert loaded.items.columns == ["item_id", "title", "categories", "price", "brand"]
+        assert loaded.items.columns == ["item_id", "title", "categories", "brand"]
         assert loaded.interactions.height == 1_464_471
         assert loaded.items.height == 92_331
         assert loaded.interactions["user_id"].n_unique() == 2_469
@@ -91,7 +91,7 @@ class TestCompleteJourney:
         if not folder.is_dir():
             pytest.skip(f"{folder} is not there")
         prepared = load_dataset(folder)
-        shared = ["item_id", "title", "categories", "price", "brand"]
+        shared = ["item_id", "title", "categories", "brand"]
         assert_frame_equal(loaded.items, prepared.items.select(shared), check_row_order=False, abs_tol=0.011)
         order = ["timestamp", "user_id", "item_id", "session_id"]
         ours = loaded.interactions.select(pl.col("timestamp").dt.epoch("s"), *order[1:]).sort(order)

@@ -1,0 +1,256 @@
+"""The straight line of `fit`: who may see which window, and that serving sees what training saw."""
+
+import logging
+from datetime import timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+from scipy.stats import ks_2samp
+
+from recsys import Recommender, pipeline
+from recsys.catalogue import Catalogue
+from recsys.config import RecommenderConfig, config_from_dict
+from recsys.errors import InvalidConfig
+from recsys.pipeline import Notes, decide_seen, interest_groups, open_window, retrieve, to_events, weigh_sources
+from recsys.schema import validate
+from recsys.snapshot import candidate_frame
+from recsys.splits import make_windows
+from recsys.synthetic import generate
+
+
+def config_for(tiny_bert: str, **values: object) -> RecommenderConfig:
+    small = {
+        "encoder": {"model": tiny_bert, "precision": "fp32"},
+        "contrastive": {"encoder_steps": 2, "history_max_steps": 3},
+        "interest": {"max_groups": 8, "group_size": 4, "precision": "fp32"},
+        "n_interest": 4,
+        "device": "cpu",
+        "progress": False,
+    }
+    return config_from_dict({**small, **values})
+
+
+@pytest.fixture(scope="module")
+def data():
+    return generate(n_users=60, n_items=80, n_topics=4, events_per_user=12, n_cold_items=4)
+
+
+@pytest.fixture(scope="module")
+def tables(data):
+    return validate(data.interactions, data.items)
+
+
+class Line:
+    """The steps of `fit` up to window C, with what each of them learnt."""
+
+    def __init__(self, tables, config: RecommenderConfig) -> None:
+        notes = Notes(())
+        self.catalogue = Catalogue.of(tables.items)
+        windows = make_windows(tables.interactions, config.windows)
+        encoder = pipeline.load_encoder(config, "cpu")
+        before_b = to_events(windows.history_b, self.catalogue)
+        self.towers = pipeline.train_towers(encoder, before_b, self.catalogue, config, "cpu", notes, tune=True)
+        rest = (self.towers, self.catalogue, None, config)
+        self.b = open_window(windows, "b", {}, *rest, hide_seen=True)
+        candidates = retrieve(self.b, self.catalogue, config, hide_seen=True)
+        self.weights = weigh_sources(candidates, self.b.labels)
+        self.interest = pipeline.train_interest(self.b, candidates, self.catalogue, config, "cpu", notes)
+        self.c = open_window(windows, "c", self.weights, *rest, hide_seen=True)
+        nothing = np.zeros(len(self.catalogue), dtype=np.bool_)
+        self.rows_c = candidate_frame(
+            self.c.people, self.c.snapshot, self.interest, self.catalogue, config, blocked=nothing, hide_seen=True
+        )
+
+
+def rewritten(tables, start, seed: int):
+    """The same rows up to `start`; later ones keep their times and users but name other items."""
+    rng = np.random.default_rng(seed)
+    items = tables.items["item_id"].to_numpy()
+    later = (tables.interactions["timestamp"] >= start).to_numpy()
+    drawn = np.where(later, rng.choice(items, len(later)), tables.interactions["item_id"].to_numpy())
+    edited = tables.interactions.with_columns(item_id=pl.Series(drawn), weight=pl.lit(1.0) + pl.Series(later * 2.0))
+    return validate(edited, tables.items)
+
+
+@pytest.fixture(scope="module")
+def time_config(tiny_bert: str) -> RecommenderConfig:
+    return config_for(tiny_bert, windows={"kind": "time", "label_share": 0.15})
+
+
+@pytest.fixture(scope="module")
+def untouched(tables, time_config) -> Line:
+    return Line(tables, time_config)
+
+
+class TestNoRowOfAWindowChangesWhatWasLearntBeforeIt:
+    @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(seed=st.integers(0, 10_000))
+    def test_rows_from_the_start_of_b_on(self, seed, tables, time_config, untouched):
+        windows = make_windows(tables.interactions, time_config.windows)
+        edited = Line(rewritten(tables, windows.start_b, seed), time_config)
+        assert edited.towers.encoder.fingerprint() == untouched.towers.encoder.fingerprint()
+        np.testing.assert_array_equal(edited.towers.item_vectors, untouched.towers.item_vectors)
+        for name, tensor in untouched.towers.history_encoder.state_dict().items():
+            assert tensor.equal(edited.towers.history_encoder.state_dict()[name])
+        assert_frame_equal(edited.b.people.history, untouched.b.people.history)
+        assert_frame_equal(edited.b.snapshot.statistics, untouched.b.snapshot.statistics)
+        assert (edited.b.snapshot.covisitation != untouched.b.snapshot.covisitation).nnz == 0
+        assert not edited.b.labels.equals(untouched.b.labels)  # the edit did reach what may be reached
+
+    @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(seed=st.integers(0, 10_000))
+    def test_rows_from_the_start_of_c_on(self, seed, tables, time_config, untouched):
+        windows = make_windows(tables.interactions, time_config.windows)
+        edited = Line(rewritten(tables, windows.start_c, seed), time_config)
+        assert edited.weights == untouched.weights
+        histories, texts = ["abc def"] * 3, ["abc", "xyz", "def abc"]
+        np.testing.assert_array_equal(
+            edited.interest.score(histories, texts), untouched.interest.score(histories, texts)
+        )
+        assert_frame_equal(edited.rows_c, untouched.rows_c)  # every candidate, score and feature of window C
+        assert not edited.c.labels.equals(untouched.c.labels)
+
+
+def test_labels_of_last_windows_change_nothing_learnt_before_them(tables, tiny_bert):
+    config = config_for(tiny_bert, windows={"kind": "last"})
+    before = Line(tables, config)
+    last = pl.int_range(pl.len() - 1, -1, -1).over("user_id") == 0
+    other = pl.col("item_id").reverse().over("user_id")
+    changed = tables.interactions.sort("user_id", "timestamp", "item_id").with_columns(
+        item_id=pl.when(last).then(other).otherwise("item_id")
+    )
+    after = Line(validate(changed, tables.items), config)
+    assert after.towers.encoder.fingerprint() == before.towers.encoder.fingerprint()
+    assert_frame_equal(after.rows_c, before.rows_c)
+    assert not after.c.labels.equals(before.c.labels)
+
+
+# The ranker learns from scores of models that never saw its labels, and serving gives it the same kind of scores.
+
+
+@pytest.fixture(scope="module")
+def drilled(tiny_bert):
+    contrastive = {"encoder_steps": 2, "history_max_steps": 300, "history_epochs": 100, "n_negatives": 64}
+    return config_for(tiny_bert, windows={"kind": "time"}, contrastive=contrastive)
+
+
+@pytest.fixture(scope="module")
+def training(tables, drilled):
+    return Line(tables, drilled)
+
+
+@pytest.fixture(scope="module")
+def served(data, drilled):
+    recommender = Recommender(drilled).fit(data.interactions, data.items)
+    state = recommender._state
+    return candidate_frame(
+        recommender._known_people(recommender.users),
+        state.snapshot,
+        state.interest,
+        state.catalogue,
+        drilled,
+        blocked=np.zeros(len(state.catalogue), dtype=np.bool_),
+        hide_seen=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["vector", "covisitation", "lexical", "interest", "stage1"])
+def test_every_score_is_distributed_alike(name, training, served):
+    column = f"{name}_score"
+    shift = ks_2samp(training.rows_c[column].drop_nulls(), served[column].drop_nulls()).statistic
+    assert shift < 0.2
+
+
+def test_towers_that_had_learnt_the_labels_would_score_them_otherwise(data, tables, training, served, drilled):
+    taken = training.c.labels.join(training.rows_c, on=["user_row", "item_row"])["vector_score"]
+    users = data.interactions["user_id"].unique().sort()
+    truth = data.truth.select(
+        user_row=pl.col("user_id").replace_strict(users, range(len(users)), return_dtype=pl.Int32),
+        item_row=pl.Series(training.catalogue.rows_of(data.truth["item_id"]), dtype=pl.Int32),
+    )
+    next_taken = truth.join(served, on=["user_row", "item_row"])["vector_score"]
+    towers = pipeline.train_towers(
+        pipeline.load_encoder(drilled, "cpu"),
+        to_events(tables.interactions, training.catalogue),
+        training.catalogue,
+        drilled,
+        "cpu",
+        Notes(()),
+        tune=True,
+    )
+    people = training.c.people
+    vectors = towers.history_encoder.encode(people.histories, towers.item_vectors)
+    rows = training.c.labels
+    memorised = (vectors[rows["user_row"]] * towers.item_vectors[rows["item_row"]]).sum(axis=1)
+    honest_shift = ks_2samp(taken, next_taken).statistic
+    memorised_shift = ks_2samp(memorised, next_taken).statistic
+    assert honest_shift < 0.35
+    assert memorised_shift > 1.5 * honest_shift
+
+
+class TestSeen:
+    def frame(self, items: list[str]) -> pl.DataFrame:
+        return pl.DataFrame({"user_id": ["u"] * len(items), "item_id": items})
+
+    @pytest.mark.parametrize(("items", "hide"), [(list("abcdefghij"), True), (list("aabbccddee"), False)])
+    def test_follows_the_share_of_repeats_and_says_so(self, items, hide):
+        notes = Notes(())
+        assert decide_seen(self.frame(items), RecommenderConfig(), notes) is hide
+        assert ("are hidden" if hide else "are shown") in notes.sentences[0]
+
+
+def test_a_source_weighs_what_its_first_ten_are_worth():
+    candidates = pl.DataFrame(
+        {
+            "user_row": [0, 0, 0, 1],
+            "item_row": [1, 2, 3, 1],
+            "good_rank": [1.0, 2.0, None, 3.0],
+            "fair_rank": [11.0, 1.0, 2.0, None],
+            "poor_rank": [None, None, 1.0, 30.0],
+        }
+    )
+    labels = pl.DataFrame({"user_row": [0, 0, 1], "item_row": [1, 2, 1]})
+    assert weigh_sources(candidates, labels) == {"good": 1.0, "fair": 1 / 3, "poor": 0.05}
+    assert weigh_sources(candidates, labels.clear()) == {"good": 1.0, "fair": 1.0, "poor": 1.0}
+
+
+def test_interest_groups_start_with_a_taken_item_and_hold_no_other(untouched, time_config):
+    candidates = retrieve(untouched.b, untouched.catalogue, time_config, hide_seen=True)
+    histories, groups = interest_groups(untouched.b, candidates, untouched.catalogue, time_config)
+    taken = untouched.b.labels.group_by("user_row", maintain_order=True).agg("item_row")
+    assert len(histories) == len(groups) == taken.height
+    for (_, rows), group in zip(taken.iter_rows(), groups, strict=True):
+        texts = {untouched.catalogue.short_text_of(row) for row in rows}
+        assert group[0] in texts
+        assert len(group) == 4
+        assert not texts & set(group[1:])
+
+
+def test_an_encoder_that_cannot_be_had_is_a_configuration_error(tables):
+    config = config_from_dict({"encoder": {"model": "nobody/has-this-model"}, "device": "cpu", "progress": False})
+    with pytest.raises(InvalidConfig, match="nobody/has-this-model"):
+        pipeline.fit(tables, config, "cpu")
+
+
+def test_without_interest_and_with_few_users_it_says_what_is_left_out(tiny_bert, caplog):
+    small = generate(n_users=10, n_items=40, n_topics=2, events_per_user=8, n_cold_items=0)
+    config = config_for(tiny_bert, n_interest=0)
+    with caplog.at_level(logging.INFO, logger="recsys"):
+        notes = Recommender(config).fit(small.interactions, small.items).notes
+    assert any("interest model: switched off" in note for note in notes)
+    assert any("ranker: left out, 20 users are needed" in note for note in notes)
+
+
+def test_a_future_event_in_a_history_is_refused(untouched, time_config):
+    window = untouched.c
+    late = window.people.moments["moment"].max() + timedelta(days=1).total_seconds()
+    people = type(window.people)(window.people.history.with_columns(seconds=pl.lit(late)), window.people.moments, None)
+    nothing = np.zeros(len(untouched.catalogue), dtype=np.bool_)
+    with pytest.raises(ValueError, match="lie at or after"):
+        candidate_frame(
+            people, window.snapshot, None, untouched.catalogue, time_config, blocked=nothing, hide_seen=True
+        )
