@@ -64,5 +64,6 @@ def side_by_side(household: object, recommended: pl.DataFrame, prepared: Prepare
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("recsys").setLevel(logging.INFO)
     main(load_dataset("complete-journey"), RecommenderConfig())

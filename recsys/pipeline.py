@@ -206,7 +206,7 @@ def can_read(encoder: BiEncoder, catalogue: Catalogue, config: RecommenderConfig
         f"{share:.0%} of the text's tokens are unknown to the encoder {config.encoder.model!r} (limit "
         f"{config.unknown_token_limit:.0%}): it cannot read this language, so it is not fine-tuned and the interest "
         "model is left out. Behaviour and the lexical source carry the lists. Set encoder.model to a multilingual or "
-        "Chinese checkpoint, such as 'BAAI/bge-small-zh-v1.5' or 'intfloat/multilingual-e5-small', or to a local folder.",
+        "Chinese checkpoint, such as 'BAAI/bge-small-zh-v1.5', or to a local folder with one.",
         level=logging.WARNING,
     )
     return False

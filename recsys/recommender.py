@@ -7,7 +7,7 @@ Owns the public verbs, checks what comes in and gives back frames in the caller'
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import narwhals as nw
 import numpy as np
@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from ranking.rerank import top_k
 from recsys import pipeline
+from recsys.arguments import FilterSeen, OnUnknown, check_on_unknown, hide_seen, id_series, positive
 from recsys.bundle import open_bundle, write_bundle
 from recsys.catalogue import user_numbers
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.device import resolve_device
-from recsys.errors import InvalidConfig, InvalidData, NotFitted, UnknownUsers
+from recsys.errors import InvalidData, NotFitted, UnknownUsers
 from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
 from recsys.schema import Table, to_caller, validate, validate_histories
 from recsys.snapshot import People, candidate_frame, gather_people, to_frame
@@ -29,8 +30,6 @@ from recsys.snapshot import People, candidate_frame, gather_people, to_frame
 log = logging.getLogger("recsys")
 
 USERS_PER_BLOCK = 512
-FilterSeen = bool | Literal["auto"]
-OnUnknown = Literal["fallback", "warn", "raise"]
 
 
 class Recommender:
@@ -121,7 +120,9 @@ class Recommender:
         self._report_unknown(ids, on_unknown)
         people = self._known_people(ids)
         blocked = self._blocked(allow_items, deny_items)
-        lists = self._rank(people, k, blocked=blocked, hide_seen=self._hide_seen(filter_seen), progress=len(ids) > 1)
+        lists = self._rank(
+            people, k, blocked=blocked, hide_seen=hide_seen(filter_seen, auto=state.hide_seen), progress=len(ids) > 1
+        )
         return self._give_back(lists, ids, k, details=details, hidden=~state.catalogue.available)
 
     def recommend_for(
@@ -152,7 +153,9 @@ class Recommender:
             ids = pl.Series("user_id", list(histories), dtype=ids.dtype if len(ids) else None).unique().sort()
         people = self._people(events, ids)
         blocked = self._blocked(allow_items, deny_items)
-        lists = self._rank(people, k, blocked=blocked, hide_seen=self._hide_seen(filter_seen), progress=len(ids) > 1)
+        lists = self._rank(
+            people, k, blocked=blocked, hide_seen=hide_seen(filter_seen, auto=state.hide_seen), progress=len(ids) > 1
+        )
         return self._give_back(lists, ids, k, details=details, hidden=~state.catalogue.available)
 
     def retrieve(self, users: Iterable[Any], n_candidates: int = 100, *, filter_seen: FilterSeen = "auto") -> Any:
@@ -166,12 +169,13 @@ class Recommender:
         Returns:
             `user_id`, `item_id`, `rank`, `score` (the blend of the sources), `source` (who proposed it).
         """
+        state = self._state
         ids = self._user_ids(users)
-        found = self._state.snapshot.retriever.retrieve(
+        found = state.snapshot.retriever.retrieve(
             self._known_people(ids).histories,
             blocked=self._blocked(None, None),
-            hide_seen=self._hide_seen(filter_seen),
-            n_candidates=_positive(n_candidates, "n_candidates"),
+            hide_seen=hide_seen(filter_seen, auto=state.hide_seen),
+            n_candidates=positive(n_candidates, "n_candidates"),
             progress=self.config.progress and len(ids) > 1,
         )
         frame = to_frame(found).with_columns(score=pl.col("stage1_score"))
@@ -193,7 +197,7 @@ class Recommender:
         """
         state = self._state
         rows = self._item_rows(items, "items")
-        depth = min(_positive(k, "k") + 1, len(state.catalogue))
+        depth = min(positive(k, "k") + 1, len(state.catalogue))
         allowed = state.catalogue.available & state.catalogue.has_text
         found, scores = state.towers.index.search(state.towers.item_vectors[rows], depth, allowed=allowed)
         pairs = pl.DataFrame(
@@ -248,7 +252,7 @@ class Recommender:
         self, people: People, k: int, *, blocked: npt.NDArray[np.bool_], hide_seen: bool, progress: bool
     ) -> pl.DataFrame:
         """The best `k` of each user, block by block so that memory does not grow with the number of users."""
-        _positive(k, "k")
+        positive(k, "k")
         starts = range(0, max(len(people), 1), USERS_PER_BLOCK)
         bar = tqdm(starts, desc="recommend", disable=not (progress and self.config.progress))
         parts = [
@@ -341,12 +345,11 @@ class Recommender:
 
     def _user_ids(self, users: Iterable[Any]) -> pl.Series:
         known = self._state.events.schema["user_id"]
-        ids = _id_series(users, "user_id", known)
+        ids = id_series(users, "user_id", known)
         return ids.unique(maintain_order=True)
 
     def _report_unknown(self, ids: pl.Series, on_unknown: str) -> None:
-        if on_unknown not in ("fallback", "warn", "raise"):
-            raise InvalidConfig(f'on_unknown={on_unknown!r} must be "fallback", "warn" or "raise"')
+        check_on_unknown(on_unknown)
         unknown = ids.filter(~ids.is_in(self._state.events["user_id"].unique().implode()))
         if unknown.is_empty() or on_unknown == "fallback":
             return
@@ -355,13 +358,6 @@ class Recommender:
         log.warning(
             "%d users have no history and get what is popular, first: %s", len(unknown), unknown.head(5).to_list()
         )
-
-    def _hide_seen(self, filter_seen: FilterSeen) -> bool:
-        if filter_seen == "auto":
-            return self._state.hide_seen
-        if not isinstance(filter_seen, bool):
-            raise InvalidConfig(f'filter_seen={filter_seen!r} must be True, False or "auto"')
-        return filter_seen
 
     def _blocked(self, allow_items: Iterable[Any] | None, deny_items: Iterable[Any] | None) -> npt.NDArray[np.bool_]:
         """Items that nobody may be shown, bool (n_items,)."""
@@ -376,7 +372,7 @@ class Recommender:
 
     def _item_rows(self, items: Iterable[Any], name: str) -> npt.NDArray[np.int64]:
         catalogue = self._state.catalogue
-        ids = _id_series(items, name, catalogue.items.schema["item_id"])
+        ids = id_series(items, name, catalogue.items.schema["item_id"])
         rows = catalogue.rows_of(ids)
         if (rows < 0).any():
             unknown = ids.filter(pl.Series(rows < 0))
@@ -391,35 +387,8 @@ class Recommender:
         return rows
 
 
-def _id_series(values: Iterable[Any], name: str, dtype: pl.DataType) -> pl.Series:
-    """Ids as a series of the type that was fitted on."""
-    listed = values if isinstance(values, pl.Series) else list(values) if not isinstance(values, str) else [values]
-    try:
-        ids = pl.Series(name, listed)
-    except (TypeError, pl.exceptions.PolarsError):
-        ids = pl.Series(name, [str(type(value)) for value in listed])
-    if len(ids) == 0:
-        return pl.Series(name, [], dtype=dtype)
-    whole = ids.dtype.is_integer() and dtype.is_integer()
-    if not (whole or ids.dtype == dtype) or ids.null_count():
-        raise InvalidData(
-            table=name,
-            rule=f"ids must be {dtype} as at fit, got {ids.dtype} with {ids.null_count()} nulls",
-            count=len(ids),
-            rows=ids.head(5).to_list(),
-            remedy="cast the ids to the type of the interactions",
-        )
-    return ids.cast(dtype)
-
-
 def _with_source(frame: pl.DataFrame) -> pl.DataFrame:
     """Add `source`: the names of the sources that proposed the item, joined by "+"."""
     names = [name.removesuffix("_rank") for name in frame.columns if name.endswith("_rank") and name != "interest_rank"]
     proposed = [pl.when(pl.col(f"{name}_rank").is_not_null()).then(pl.lit(name)) for name in names]
     return frame.with_columns(source=pl.concat_str(proposed, separator="+", ignore_nulls=True))
-
-
-def _positive(value: int, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidConfig(f"{name}={value!r} must be a whole number of at least 1")
-    return value

@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -12,10 +13,11 @@ from ranking.interest import InterestConfig
 from recsys import bench, metrics
 from recsys.bench import Answers, ask_baselines, prepare, report, run_bench
 from recsys.bench_result import render
+from recsys.bundle import library_versions
 from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset
 from recsys.errors import DeviceUnavailable, InvalidConfig, InvalidData
-from recsys.profiling import Usage, _lifetime_peak_mb, library_versions, machine, metered
+from recsys.profiling import Usage, _lifetime_peak_mb, machine, metered
 from recsys.synthetic import generate
 
 USAGE = Usage(seconds=0.5, peak_mb=100.0)
@@ -260,10 +262,16 @@ class TestRun:
 class TestProfiling:
     def test_seconds_and_memory_of_a_block(self):
         before = metered(lambda: None)[1].peak_mb
-        size, usage = metered(lambda: np.ones(50_000_000 // 8).size)
-        assert size == 50_000_000 // 8
-        assert usage.peak_mb > before + 25
-        assert 0 < usage.seconds < 30
+
+        def work() -> int:
+            held = np.ones(200_000_000 // 8)
+            time.sleep(0.2)  # longer than the meter's pause between two looks
+            return held.size
+
+        size, usage = metered(work)
+        assert size == 200_000_000 // 8
+        assert usage.peak_mb > before + 100
+        assert 0.2 <= usage.seconds < 30
 
     def test_what_the_work_raises_is_raised(self):
         with pytest.raises(ZeroDivisionError):

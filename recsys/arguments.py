@@ -1,0 +1,75 @@
+"""What callers hand to the door besides tables: ids, list lengths and words, checked before anything is computed."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import polars as pl
+
+from recsys.errors import InvalidConfig, InvalidData
+
+FilterSeen = bool | Literal["auto"]
+OnUnknown = Literal["fallback", "warn", "raise"]
+
+
+def id_series(values: Iterable[Any], name: str, dtype: pl.DataType) -> pl.Series:
+    """Ids as a series of the type that was fitted on.
+
+    Args:
+        values: ids; one string counts as one id.
+        name: what messages call them.
+        dtype: of the ids at fit.
+
+    Raises:
+        InvalidData: ids of another type, of mixed types, or null.
+    """
+    listed = values if isinstance(values, pl.Series) else list(values) if not isinstance(values, str) else [values]
+    try:
+        ids = pl.Series(name, listed)
+    except (TypeError, pl.exceptions.PolarsError):
+        ids = pl.Series(name, [str(type(value)) for value in listed])
+    if len(ids) == 0:
+        return pl.Series(name, [], dtype=dtype)
+    whole = ids.dtype.is_integer() and dtype.is_integer()
+    if not (whole or ids.dtype == dtype) or ids.null_count():
+        raise InvalidData(
+            table=name,
+            rule=f"ids must be {dtype} as at fit, got {ids.dtype} with {ids.null_count()} nulls",
+            count=len(ids),
+            rows=ids.head(5).to_list(),
+            remedy="cast the ids to the type of the interactions",
+        )
+    return ids.cast(dtype)
+
+
+def positive(value: int, name: str) -> int:
+    """The value itself.
+
+    Raises:
+        InvalidConfig: it is no whole number of at least 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidConfig(f"{name}={value!r} must be a whole number of at least 1")
+    return value
+
+
+def hide_seen(filter_seen: FilterSeen, *, auto: bool) -> bool:
+    """Whether seen items are left out; `auto` is what "auto" means for the data.
+
+    Raises:
+        InvalidConfig: another word.
+    """
+    if filter_seen == "auto":
+        return auto
+    if not isinstance(filter_seen, bool):
+        raise InvalidConfig(f'filter_seen={filter_seen!r} must be True, False or "auto"')
+    return filter_seen
+
+
+def check_on_unknown(on_unknown: str) -> None:
+    """Refuse words other than those of `OnUnknown`.
+
+    Raises:
+        InvalidConfig: another word.
+    """
+    if on_unknown not in ("fallback", "warn", "raise"):
+        raise InvalidConfig(f'on_unknown={on_unknown!r} must be "fallback", "warn" or "raise"')
