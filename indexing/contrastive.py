@@ -25,7 +25,7 @@ class ContrastiveConfig:
     """How both towers are trained.
 
     Attributes:
-        encoder_steps: gradient steps on the text encoder; None means 120 on a CPU and 2,000 on a GPU, 0 freezes it.
+        encoder_steps: gradient steps on the text encoder; None means 80 on a CPU and 2,000 on a GPU, 0 freezes it.
         encoder_batch_size: (history, next item) pairs a step; each pair's other columns are its negatives.
         encoder_learning_rate: peak, after a linear warm-up over a tenth of the steps.
         history_epochs: passes over all histories for the history encoder.
@@ -41,7 +41,7 @@ class ContrastiveConfig:
     encoder_batch_size: int = 64
     encoder_learning_rate: float = 3e-5
     history_epochs: int = 10
-    history_max_steps: int = 500
+    history_max_steps: int = 400
     history_batch_size: int = 64
     history_learning_rate: float = 1e-3
     n_negatives: int = 1024
@@ -62,7 +62,7 @@ class ContrastiveConfig:
         """Steps on the text encoder for this device."""
         if self.encoder_steps is not None:
             return self.encoder_steps
-        return 120 if device == "cpu" else 2000
+        return 80 if device == "cpu" else 2000
 
 
 def in_batch_loss(

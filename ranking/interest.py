@@ -60,8 +60,8 @@ class InterestConfig:
         ValueError: a value is outside its range.
     """
 
-    n_layers: int = 3
-    max_tokens: int = 64
+    n_layers: int = 2
+    max_tokens: int = 48
     epochs: int = 1
     group_size: int = 16
     groups_per_step: int = 4

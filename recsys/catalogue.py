@@ -14,7 +14,7 @@ import polars as pl
 from recsys.text import item_texts
 
 CORE = ("item_id", "title", "description", "categories", "created_at", "available")
-SHORT_TEXT = 120  # characters: about 30 tokens, which leaves as many for the history
+SHORT_TEXT = 80  # characters: about 20 tokens, which leaves more than that for the history
 OURS = ("user_row", "item_row", "category", "text")  # names that a further column must not take
 MAX_GROUPS = 1000  # a text column with more distinct values names things, it does not group them
 

@@ -59,7 +59,7 @@ class RecommenderConfig:
     features: FeatureConfig = field(default_factory=FeatureConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
-    n_interest: int = 20
+    n_interest: int = 15
     max_label_users: int = 2000
     repeat_limit: float = 0.15
     unknown_token_limit: float = 0.2

@@ -51,7 +51,7 @@ class TestContrastiveConfig:
             ContrastiveConfig(**{name: 0.0})
 
     def test_takes_fewer_steps_on_a_cpu_unless_told(self):
-        assert ContrastiveConfig().steps_on("cpu") == 120
+        assert ContrastiveConfig().steps_on("cpu") == 80
         assert ContrastiveConfig().steps_on("cuda:0") == 2000
         assert ContrastiveConfig(encoder_steps=7).steps_on("cuda") == 7
         assert ContrastiveConfig(encoder_steps=0).steps_on("cpu") == 0

@@ -43,8 +43,8 @@ class TestTexts:
 
     def test_short_text_is_the_beginning(self):
         catalogue = Catalogue.of(items_of().with_columns(title=pl.lit("word " * 60)))
-        assert catalogue.short_text_of(0) == catalogue.text_of(0)[:120]
-        assert len(catalogue.text_of(0)) > 120
+        assert catalogue.short_text_of(0) == catalogue.text_of(0)[:80]
+        assert len(catalogue.text_of(0)) > 80
 
 
 class TestRows:
