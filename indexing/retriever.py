@@ -25,6 +25,7 @@ from indexing.sources import (
 )
 
 USERS_PER_BLOCK = 256
+MOST_CANDIDATES = 10_000  # LightGBM ranks no longer lists
 RANK_OFFSET = 20.0  # the larger, the flatter the blend over the ranks of a list
 
 
@@ -60,8 +61,10 @@ class RetrieverConfig:
 
     def __post_init__(self) -> None:
         depths = (self.vector, self.covisitation, self.lexical, self.repeat, self.popular, self.recent)
-        if min(depths) < 0 or max(depths) == 0:
-            raise ValueError(f"retriever: depths must be 0 or more and not all 0, got {depths}")
+        if min(depths) < 0 or sum(depths) == self.repeat:
+            raise ValueError(f"retriever: depths must be 0 or more, and one besides repeat above 0, got {depths}")
+        if self.n_candidates > MOST_CANDIDATES:
+            raise ValueError(f"retriever: n_candidates={self.n_candidates} must be at most {MOST_CANDIDATES}")
         if min(self.n_candidates, self.history_length, self.lexical_length) < 1:
             raise ValueError(f"retriever: n_candidates and lengths must be at least 1, got {self}")
         if not 0.0 < self.recent_share <= 1.0 or self.history_power < 0.0:

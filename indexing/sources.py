@@ -176,7 +176,7 @@ class PopularitySource:
 
     Attributes:
         scores: float32 (n_items,), zero for items that nobody took.
-        order: int64, item rows with a score above zero, best first.
+        order: int64 (n_items,), item rows, best first; those that nobody took come last, for lists with nothing better.
     """
 
     scores: Scores
@@ -186,7 +186,7 @@ class PopularitySource:
     def of(cls, scores: Scores) -> "PopularitySource":
         """From one score an item."""
         order = np.lexsort((np.arange(len(scores)), -scores))
-        return cls(scores, order[scores[order] > 0])
+        return cls(scores, order)
 
     def open(self, block: Block, n: int) -> "PopularitySource":
         """Nothing depends on the user."""

@@ -1,8 +1,10 @@
 """What callers hand to the door besides tables: ids, list lengths and words, checked before anything is computed."""
 
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from recsys.errors import InvalidConfig, InvalidData
@@ -22,15 +24,20 @@ def id_series(values: Iterable[Any], name: str, dtype: pl.DataType) -> pl.Series
     Raises:
         InvalidData: ids of another type, of mixed types, or null.
     """
-    listed = values if isinstance(values, pl.Series) else list(values) if not isinstance(values, str) else [values]
     try:
+        listed = values if isinstance(values, pl.Series) else [values] if isinstance(values, str) else list(values)
         ids = pl.Series(name, listed)
-    except (TypeError, pl.exceptions.PolarsError):
-        ids = pl.Series(name, [str(type(value)) for value in listed])
+        ids = ids.cast(pl.String) if ids.dtype in (pl.Categorical, pl.Enum) else ids
+        ids = ids.cast(dtype) if ids.dtype.is_integer() and dtype.is_integer() else ids
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise InvalidData(
+            table=name,
+            rule=f"must be a list of {dtype} ids as at fit ({str(error)[:200]})",
+            remedy="give a list or a series of ids of one type",
+        ) from error
     if len(ids) == 0:
         return pl.Series(name, [], dtype=dtype)
-    whole = ids.dtype.is_integer() and dtype.is_integer()
-    if not (whole or ids.dtype == dtype) or ids.null_count():
+    if ids.dtype != dtype or ids.null_count():
         raise InvalidData(
             table=name,
             rule=f"ids must be {dtype} as at fit, got {ids.dtype} with {ids.null_count()} nulls",
@@ -38,7 +45,7 @@ def id_series(values: Iterable[Any], name: str, dtype: pl.DataType) -> pl.Series
             rows=ids.head(5).to_list(),
             remedy="cast the ids to the type of the interactions",
         )
-    return ids.cast(dtype)
+    return ids
 
 
 def positive(value: int, name: str) -> int:
@@ -47,9 +54,9 @@ def positive(value: int, name: str) -> int:
     Raises:
         InvalidConfig: it is no whole number of at least 1.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise InvalidConfig(f"{name}={value!r} must be a whole number of at least 1")
-    return value
+    return int(value)
 
 
 def hide_seen(filter_seen: FilterSeen, *, auto: bool) -> bool:
@@ -60,9 +67,9 @@ def hide_seen(filter_seen: FilterSeen, *, auto: bool) -> bool:
     """
     if filter_seen == "auto":
         return auto
-    if not isinstance(filter_seen, bool):
+    if not isinstance(filter_seen, bool | np.bool_):
         raise InvalidConfig(f'filter_seen={filter_seen!r} must be True, False or "auto"')
-    return filter_seen
+    return bool(filter_seen)
 
 
 def check_on_unknown(on_unknown: str) -> None:

@@ -28,7 +28,8 @@ from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset
 from recsys.device import resolve_device
 from recsys.errors import InvalidConfig, InvalidData
-from recsys.pipeline import Notes, decide_seen
+from recsys.notes import Notes
+from recsys.pipeline import decide_seen
 from recsys.profiling import Usage, machine, metered
 from recsys.recommender import Recommender
 from recsys.schema import Tables, validate

@@ -121,6 +121,8 @@ def refuse_foreign(folder: Path) -> None:
     """
     if not os.path.lexists(folder):
         return
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise PublishRefused(f"{folder} holds the current folder, which must not be replaced; choose another place.")
     if folder.is_symlink() or not folder.is_dir():
         raise PublishRefused(f"{folder} is a link or a file, not a folder; choose another place or remove it.")
     if any(folder.iterdir()) and not (folder / MANIFEST).is_file():

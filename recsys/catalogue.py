@@ -15,7 +15,6 @@ from recsys.text import item_texts
 
 CORE = ("item_id", "title", "description", "categories", "created_at", "available")
 SHORT_TEXT = 80  # characters: about 20 tokens, which leaves more than that for the history
-OURS = ("user_row", "item_row", "category", "text")  # names that a further column must not take
 MAX_GROUPS = 1000  # a text column with more distinct values names things, it does not group them
 
 
@@ -27,8 +26,8 @@ class Catalogue:
         items: canonical items table.
         texts: distinct item texts, n_texts.
         text_rows: int64 (n_items,), which text each item has.
-        groups: `item_row`, `category`, `text` and further group keys, Int32, one row an item.
-        numbers: `item_row` and Float32 columns `item_*` made from numeric and boolean columns.
+        groups: `item_row`, `category`, `text` and further group keys `of_*`, Int32, one row an item.
+        numbers: `item_row` and Float32 columns `item__*` made from numeric and boolean columns.
         available: bool (n_items,).
     """
 
@@ -52,7 +51,7 @@ class Catalogue:
         distinct = texts.to_frame().with_columns(code=codes).unique("code").sort("code")["text"].to_list()
         extra = [name for name in items.columns if name not in (*CORE, *ignore_columns)]
         rows = pl.int_range(items.height, dtype=pl.Int32, eager=True).alias("item_row")
-        keys = {_free(name): _codes(items[name].cast(pl.String)) for name in extra if _is_group(items[name])}
+        keys = {f"of_{name}": _codes(items[name].cast(pl.String)) for name in extra if _is_group(items[name])}
         leaf = _codes(items["categories"].list.last().fill_null("").alias("category"))
         return cls(
             items=items,
@@ -61,7 +60,7 @@ class Catalogue:
             groups=pl.DataFrame(
                 [rows, leaf.alias("category"), codes.alias("text"), *(v.alias(k) for k, v in keys.items())]
             ),
-            numbers=pl.DataFrame([rows, *_numbers(items, extra, prefix="item_")]),
+            numbers=pl.DataFrame([rows, *_numbers(items, extra, prefix="item__")]),
             available=items["available"].to_numpy().astype(np.bool_),
         )
 
@@ -96,25 +95,21 @@ class Catalogue:
 
 
 def user_numbers(users: pl.DataFrame | None) -> pl.DataFrame | None:
-    """`user_id` and Float32 columns `user_*` of the users table; text columns become codes in order of their values."""
+    """`user_id` and Float32 columns `user__*`; text columns become codes in order of their values."""
     if users is None or users.width < 2:
         return None
     extra = users.columns[1:]
     coded = [
-        _codes(users[name].cast(pl.String)).cast(pl.Float32).alias(_free(f"user_{name}"))
+        _codes(users[name].cast(pl.String)).cast(pl.Float32).alias(f"user__{name}")
         for name in extra
         if _is_group(users[name])
     ]
-    return pl.DataFrame([users["user_id"], *_numbers(users, extra, prefix="user_"), *coded])
+    return pl.DataFrame([users["user_id"], *_numbers(users, extra, prefix="user__"), *coded])
 
 
 def _numbers(table: pl.DataFrame, names: Sequence[str], *, prefix: str) -> list[pl.Series]:
     chosen = [table[name] for name in names if table[name].dtype.is_numeric() or table[name].dtype == pl.Boolean]
-    return [column.cast(pl.Float32).alias(_free(prefix + column.name)) for column in chosen]
-
-
-def _free(name: str) -> str:
-    return f"{name}_" if name in OURS else name
+    return [column.cast(pl.Float32).alias(prefix + column.name) for column in chosen]
 
 
 def _is_group(column: pl.Series) -> bool:

@@ -3,9 +3,9 @@
 Owns arguments, exit codes, and what goes to stdout (results) and stderr (progress, notes, errors). Whatever is heavy is
 imported by the command that needs it, so that `--help` answers at once.
 
-Exit codes: 0 done, 1 a bug (with traceback) or another error of the package, 2 usage or configuration, 3 a gate
-refused, 65 input data invalid, 69 model or device not to be had, 73 disk full, 74 another I/O error, 75 model locked,
-130 interrupted.
+Exit codes: 0 done, 1 a bug (with traceback) or another error of the package, 2 usage or configuration, 3 refused to
+replace a folder, 65 input data invalid, 69 model or device not to be had, 73 disk full, 74 another I/O error, 75 locked
+by another process (try again later), 130 interrupted.
 """
 
 from __future__ import annotations

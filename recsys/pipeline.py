@@ -19,7 +19,7 @@ import torch
 from indexing.contrastive import train_history_encoder, tune_encoder
 from indexing.encoder import BiEncoder, resolve_encoder
 from indexing.history import HistoryEncoder
-from indexing.index import build_index, index_summary
+from indexing.index import VectorIndex, build_index, index_summary
 from indexing.lexical import text_neighbours
 from ranking.features import feature_names
 from ranking.interest import InterestModel
@@ -31,6 +31,7 @@ from recsys.catalogue import Catalogue, user_numbers
 from recsys.config import RecommenderConfig
 from recsys.errors import InvalidConfig
 from recsys.fitted import Fitted
+from recsys.notes import Notes
 from recsys.schema import Tables
 from recsys.snapshot import (
     People,
@@ -44,8 +45,6 @@ from recsys.snapshot import (
 )
 from recsys.splits import Windows, end_of, make_windows, moments
 from recsys.text import history_text
-
-log = logging.getLogger("recsys")
 
 MIN_RANKER_USERS = 20
 MIN_INTEREST_USERS = 8
@@ -68,18 +67,6 @@ class LabelWindow:
     people: People
     labels: pl.DataFrame
     snapshot: Snapshot
-
-
-class Notes:
-    """Sentences about what was decided, logged as they come."""
-
-    def __init__(self, sentences: tuple[str, ...]) -> None:
-        self.sentences = list(sentences)
-
-    def add(self, sentence: str, *, level: int = logging.INFO) -> None:
-        """Keep and log one sentence."""
-        self.sentences.append(sentence)
-        log.log(level, sentence)
 
 
 def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
@@ -177,7 +164,7 @@ def train_towers(
         history_encoder, people.histories, vectors, catalogue.text_rows, config.contrastive,
         device=device, seed=config.seed, progress=config.progress,
     )  # fmt: skip
-    index = build_index(vectors, config.index, device=device)
+    index = configured_index(vectors, config, device)
     notes.add(
         f"stage 1: {steps} steps on the text encoder, {history_steps} on the history encoder; index: "
         f"{index_summary(index)}."
@@ -193,7 +180,23 @@ def load_encoder(config: RecommenderConfig, device: str) -> BiEncoder:
     """
     try:
         return BiEncoder(config.encoder, device=device)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
+        raise InvalidConfig(str(error)) from error
+
+
+def configured_index(vectors: npt.NDArray[np.float32], config: RecommenderConfig, device: str) -> VectorIndex:
+    """The index over the item vectors.
+
+    Raises:
+        InvalidConfig: the configured kind cannot be built here or from so few vectors.
+    """
+    try:
+        return build_index(vectors, config.index, device=device)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
         raise InvalidConfig(str(error)) from error
 
 
@@ -317,11 +320,14 @@ def interest_groups(
     texts = history_texts(window.people, catalogue)
     histories, groups = [], []
     for user, rows in taken.items():
-        if texts[user] and negatives.get(user):
-            n_others = min(config.interest.group_size - 1, len(negatives[user]))
-            chosen = rng.choice(negatives[user], n_others, replace=False)
+        if not (texts[user] and negatives.get(user)):
+            continue
+        n_others = min(config.interest.group_size - 1, len(negatives[user]))
+        chosen = rng.choice(negatives[user], n_others, replace=False)
+        group = [catalogue.short_text_of(row) for row in (rng.choice(rows), *chosen)]
+        if set(group[1:]) - {group[0]}:  # items with the text of the taken one teach nothing
             histories.append(texts[user])
-            groups.append([catalogue.short_text_of(row) for row in (rng.choice(rows), *chosen)])
+            groups.append(group)
     return histories, groups
 
 

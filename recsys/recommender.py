@@ -123,7 +123,7 @@ class Recommender:
         lists = self._rank(
             people, k, blocked=blocked, hide_seen=hide_seen(filter_seen, auto=state.hide_seen), progress=len(ids) > 1
         )
-        return self._give_back(lists, ids, k, details=details, hidden=~state.catalogue.available)
+        return self._give_back(lists, ids, k, details=details)
 
     def recommend_for(
         self,
@@ -147,16 +147,13 @@ class Recommender:
         """
         state = self._state
         given = validate_histories(histories, state.catalogue.items)
-        events = self._rebased(pipeline.to_events(given, state.catalogue))
-        ids = events["user_id"].unique().sort()
-        if isinstance(histories, Mapping):
-            ids = pl.Series("user_id", list(histories), dtype=ids.dtype if len(ids) else None).unique().sort()
-        people = self._people(events, ids)
+        events, ids = pipeline.to_events(given.interactions, state.catalogue), given.users
+        people = self._people(events if given.timed else self._ending_now(events), ids)
         blocked = self._blocked(allow_items, deny_items)
         lists = self._rank(
             people, k, blocked=blocked, hide_seen=hide_seen(filter_seen, auto=state.hide_seen), progress=len(ids) > 1
         )
-        return self._give_back(lists, ids, k, details=details, hidden=~state.catalogue.available)
+        return self._give_back(lists, ids, k, details=details)
 
     def retrieve(self, users: Iterable[Any], n_candidates: int = 100, *, filter_seen: FilterSeen = "auto") -> Any:
         """Stage 1 alone.
@@ -180,6 +177,7 @@ class Recommender:
         )
         frame = to_frame(found).with_columns(score=pl.col("stage1_score"))
         ranked = _with_source(top_k(frame, n_candidates))
+        self._report_short(ranked, len(ids), n_candidates)
         return self._named(ranked, ids, ["user_id", "item_id", "rank", "score", "source"])
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> Any:
@@ -190,13 +188,15 @@ class Recommender:
             k: neighbours per item.
 
         Returns:
-            `item_id`, `similar_item_id`, `rank`, `score` (cosine), never the item itself.
+            `item_id`, `similar_item_id`, `rank`, `score` (cosine), never the item itself; nothing for an item without
+            text. Repeated ids count once.
 
         Raises:
             InvalidData: an id that is not in the catalogue.
         """
         state = self._state
-        rows = self._item_rows(items, "items")
+        asked = pl.Series(self._item_rows(items, "items")).unique(maintain_order=True).to_numpy()
+        rows = asked[state.catalogue.has_text[asked]]
         depth = min(positive(k, "k") + 1, len(state.catalogue))
         allowed = state.catalogue.available & state.catalogue.has_text
         found, scores = state.towers.index.search(state.towers.item_vectors[rows], depth, allowed=allowed)
@@ -209,6 +209,7 @@ class Recommender:
         )
         own = pl.Series(np.repeat(rows, found.shape[1]))
         best = top_k(pairs.filter((pl.col("item_row") >= 0) & (pl.col("item_row") != own)), k)
+        self._report_short(best, len(asked), k)
         named = best.with_columns(
             item_id=state.catalogue.ids_of(rows[best["user_row"].to_numpy()]),
             similar_item_id=state.catalogue.ids_of(best["item_row"].to_numpy()),
@@ -288,25 +289,25 @@ class Recommender:
         kept = ["user_row", "item_row", "score", "stage1_score", "interest_score", "is_fallback", *ranks]
         return top_k(frame.with_columns(score=score).select(kept), k)
 
-    def _give_back(
-        self, lists: pl.DataFrame, ids: pl.Series, k: int, *, details: bool, hidden: npt.NDArray[np.bool_]
-    ) -> Any:
+    def _give_back(self, lists: pl.DataFrame, ids: pl.Series, k: int, *, details: bool) -> Any:
         """Ids instead of rows, a word about short lists, and the caller's frame library."""
-        short = len(ids) - lists.filter(pl.col("rank") == k).height
-        if short:
-            shown = len(hidden) - int(hidden.sum())
-            log.warning(
-                "%d of %d users get fewer than k=%d items (%d items are available before filters)",
-                short,
-                len(ids),
-                k,
-                shown,
-            )
+        self._report_short(lists, len(ids), k)
         columns = ["user_id", "item_id", "rank", "score"]
         if details:
             columns += ["source", "stage1_score", "interest_score", "is_fallback"]
             lists = _with_source(lists)
         return self._named(lists, ids, columns)
+
+    def _report_short(self, lists: pl.DataFrame, n_asked: int, k: int) -> None:
+        short = n_asked - lists.filter(pl.col("rank") == k).height
+        if short:
+            log.warning(
+                "%d of %d lists have fewer than k=%d items (%d items are available before filters)",
+                short,
+                n_asked,
+                k,
+                int(self._state.catalogue.available.sum()),
+            )
 
     def _named(self, lists: pl.DataFrame, ids: pl.Series, columns: list[str]) -> Any:
         named = lists.with_columns(
@@ -336,11 +337,9 @@ class Recommender:
             numbers = numbers.clear().cast({"user_id": ids.dtype})
         return gather_people(events, ids, moments, numbers)
 
-    def _rebased(self, events: pl.DataFrame) -> pl.DataFrame:
-        """Histories whose times carry only order (they end before the data begin) are moved to end at `as_of`."""
-        first = self._state.events["seconds"].min()
-        end = pl.col("seconds").max().over("user_id")
-        shift = pl.when(end < first).then(self._state.as_of - 1.0 - end).otherwise(0.0)
+    def _ending_now(self, events: pl.DataFrame) -> pl.DataFrame:
+        """Histories whose times carry only order, moved so that each ends just before `as_of`."""
+        shift = self._state.as_of - 1.0 - pl.col("seconds").max().over("user_id")
         return events.with_columns(seconds=pl.col("seconds") + shift)
 
     def _user_ids(self, users: Iterable[Any]) -> pl.Series:

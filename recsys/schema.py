@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 import narwhals as nw
 import polars as pl
+from polars.exceptions import PolarsError
 
 from recsys import columns, tables
 from recsys.columns import normalise_timestamps
@@ -179,7 +180,22 @@ def validate(
     )
 
 
-def validate_histories(histories: Histories, items: pl.DataFrame) -> pl.DataFrame:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenHistories:
+    """Histories of people who need not have been there at fit.
+
+    Attributes:
+        interactions: in canonical form; where no times were given they start at 1970-01-01 and are one second apart.
+        users: sorted ids of everybody who was named, also of those of whom no known item is left.
+        timed: whether the times are the caller's; else they carry order and nothing else.
+    """
+
+    interactions: pl.DataFrame
+    users: pl.Series
+    timed: bool
+
+
+def validate_histories(histories: Histories, items: pl.DataFrame) -> GivenHistories:
     """Checks the histories of people who need not have been there at fit.
 
     Args:
@@ -188,9 +204,7 @@ def validate_histories(histories: Histories, items: pl.DataFrame) -> pl.DataFram
         items: the canonical items table, as `validate` returned it.
 
     Returns:
-        Interactions in canonical form. Where no times were given they start at 1970-01-01 and are one second
-        apart: they carry order and nothing else. Users of whom no known item is left have no row, so the frame
-        may be empty.
+        The histories; users of whom no known item is left have no interaction, so there may be none at all.
 
     Raises:
         InvalidData: the histories break a rule, or there are none.
@@ -198,17 +212,31 @@ def validate_histories(histories: Histories, items: pl.DataFrame) -> pl.DataFram
     notes = _Notes()
     if isinstance(histories, Mapping):
         given = tables.frame_of_histories(histories, items.schema["item_id"])
-        n_users = len(histories)
+        users, timed = columns.ids(_named_users(histories), "user_id", table="histories"), False
         events = _interactions(given, "histories", notes)
     else:
-        given = _with_order(_not_empty(read_table(histories, "histories"), "histories"))
+        read = _not_empty(read_table(histories, "histories"), "histories")
+        given = _with_order(read)
         events = _interactions(given, "histories", notes)
-        n_users = events["user_id"].n_unique()
+        users, timed = events["user_id"], given.width == read.width
     events = _known_items(events, "histories", items, "drop", notes)
-    left = events["user_id"].n_unique()
-    if left < n_users:
-        notes.add(f"histories: {n_users - left:,} of {n_users:,} users have no known item.", logging.WARNING)
-    return events
+    users = users.unique().sort()
+    emptied = len(users) - events["user_id"].n_unique()
+    if emptied:
+        notes.add(f"histories: {emptied:,} of {len(users):,} users have no known item.", logging.WARNING)
+    return GivenHistories(interactions=events.cast({"user_id": users.dtype}), users=users, timed=timed)
+
+
+def _named_users(histories: Mapping[Any, Sequence[Any]]) -> pl.DataFrame:
+    try:
+        return pl.DataFrame({"user_id": list(histories)})
+    except (TypeError, ValueError, OverflowError, PolarsError) as error:
+        raise InvalidData(
+            table="histories",
+            column="user_id",
+            rule=f"ids of several types, or of none that is usable ({str(error)[:200]})",
+            remedy="use one type for all user ids, strings or integers",
+        ) from error
 
 
 def _interactions(frame: pl.DataFrame, table: str, notes: _Notes) -> pl.DataFrame:

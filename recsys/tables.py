@@ -41,7 +41,7 @@ def read_table(source: Table, name: str, *, csv_text_columns: tuple[str, ...] = 
         if isinstance(frame, nw.LazyFrame):
             frame = frame.collect(backend="polars")
         return frame.to_polars()
-    except (PolarsError, TypeError, ValueError, NotImplementedError) as error:
+    except (ImportError, PolarsError, TypeError, ValueError, NotImplementedError) as error:
         kind = f"{type(source).__module__}.{type(source).__name__}"
         raise _unreadable(name, f"this {kind}", error) from error
 

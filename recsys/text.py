@@ -3,7 +3,6 @@
 Owns cleaning, composition and order of the parts. Does not own token limits: those are the encoders'.
 """
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -79,11 +78,6 @@ def history_text(titles: Sequence[str], *, max_items: int = 8, max_chars: int = 
     """
     newest = [title for title in dict.fromkeys(titles) if title][:max_items]
     return _joined(newest, "; ", max_chars)
-
-
-def fingerprint(text: str) -> str:
-    """The sha256 of a text that `item_texts`, `history_text` or `clean` returned, as 64 hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _joined(parts: Iterable[str], separator: str, max_chars: int) -> str:

@@ -278,9 +278,9 @@ class TestNeighbourSource:
 
 
 class TestPopularity:
-    def test_lists_taken_items_only(self):
+    def test_lists_items_that_nobody_took_last(self):
         source = PopularitySource.of(np.array([0, 3, 1, 3], dtype=np.float32))
-        assert source.top(0, np.zeros(4, dtype=np.bool_), 9).tolist() == [1, 3, 2]
+        assert source.top(0, np.zeros(4, dtype=np.bool_), 9).tolist() == [1, 3, 2, 0]
         assert source.score(np.array([0, 0]), np.array([0, 1])).tolist() == [0.0, 3.0]
 
     @given(st.lists(st.booleans(), max_size=40).map(lambda bits: np.array(bits, dtype=np.bool_)), st.integers(1, 9))
@@ -298,10 +298,16 @@ class TestPopularity:
 
 
 class TestConfig:
-    @pytest.mark.parametrize("wrong", [{"vector": -1}, dict.fromkeys(NAMES, 0)])
+    @pytest.mark.parametrize(
+        "wrong", [{"vector": -1}, dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0) | {"repeat": 9}]
+    )
     def test_refuses_depths_without_a_source(self, wrong):
-        with pytest.raises(ValueError, match="depths must be 0 or more and not all 0"):
+        with pytest.raises(ValueError, match="depths must be 0 or more, and one besides repeat above 0"):
             RetrieverConfig(**wrong)
+
+    def test_refuses_lists_longer_than_can_be_ranked(self):
+        with pytest.raises(ValueError, match="n_candidates=10001 must be at most 10000"):
+            RetrieverConfig(n_candidates=10_001)
 
     @pytest.mark.parametrize("name", ["n_candidates", "history_length", "lexical_length"])
     def test_refuses_empty_lists(self, name):

@@ -84,13 +84,13 @@ class TestGroups:
     def test_are_made_from_text_columns_with_nulls_as_a_group_of_their_own(self, dtype):
         column = pl.Series(["zeta", None, "acme", "zeta"]).cast(dtype)
         groups = Catalogue.of(items_of(brand=column)).groups
-        assert groups["brand"].to_list() == [2, 0, 1, 2]
-        assert groups.schema["brand"] == pl.Int32
+        assert groups["of_brand"].to_list() == [2, 0, 1, 2]
+        assert groups.schema["of_brand"] == pl.Int32
 
     def test_are_not_made_from_columns_that_are_constant_or_name_things(self):
         n = MAX_GROUPS + 1
         items = items_of(n, same=["x"] * n, name=[f"n{row}" for row in range(n)], kind=["a"] + ["b"] * (n - 1))
-        assert Catalogue.of(items).groups.columns == ["item_row", "category", "text", "kind"]
+        assert Catalogue.of(items).groups.columns == ["item_row", "category", "text", "of_kind"]
 
     def test_do_not_depend_on_the_order_of_the_rows(self):
         items = items_of(6, brand=["b", "a", "c", "b", None, "a"])
@@ -103,22 +103,22 @@ class TestGroups:
         catalogue = Catalogue.of(items_of(**ours))
         assert catalogue.groups.columns == [
             *("item_row", "category", "text"),
-            *("category_", "text_", "item_row_", "user_row_"),
+            *("of_category", "of_text", "of_item_row", "of_user_row"),
         ]
-        assert catalogue.groups["text_"].to_list() == [1, 0, 1, 0]
+        assert catalogue.groups["of_text"].to_list() == [1, 0, 1, 0]
 
 
 class TestNumbers:
     def test_are_numeric_and_boolean_columns(self):
         items = items_of(weight=[1, 2, 3, None], new=[True, False, None, True], tags=[["a"], [], [], []], day=["d"] * 4)
         numbers = Catalogue.of(items).numbers
-        assert numbers.columns == ["item_row", "item_price", "item_weight", "item_new"]
+        assert numbers.columns == ["item_row", "item__price", "item__weight", "item__new"]
         assert numbers.dtypes == [pl.Int32, *[pl.Float32] * 3]
-        assert numbers["item_weight"].to_list() == [1, 2, 3, None]
-        assert numbers["item_new"].to_list() == [1, 0, None, 1]
+        assert numbers["item__weight"].to_list() == [1, 2, 3, None]
+        assert numbers["item__new"].to_list() == [1, 0, None, 1]
 
     def test_keep_apart_a_column_called_row(self):
-        assert Catalogue.of(items_of(row=[4, 3, 2, 1])).numbers.columns == ["item_row", "item_price", "item_row_"]
+        assert Catalogue.of(items_of(row=[4, 3, 2, 1])).numbers.columns == ["item_row", "item__price", "item__row"]
 
     def test_ignored_columns_become_neither_numbers_nor_groups(self):
         items = items_of(weight=[1, 2, 3, 4], brand=["a", "b", "a", "b"])
@@ -140,16 +140,16 @@ class TestUserNumbers:
         numbers = user_numbers(users)
         assert numbers is not None
         assert numbers["user_id"].to_list() == ["u", "v", "w"]
-        assert numbers["user_age"].to_list() == [30, None, 20]
-        assert numbers["user_city"].to_list() == [2, 1, 0]
-        assert numbers["user_vip"].to_list() == [1, 0, None]
+        assert numbers["user__age"].to_list() == [30, None, 20]
+        assert numbers["user__city"].to_list() == [2, 1, 0]
+        assert numbers["user__vip"].to_list() == [1, 0, None]
         assert set(numbers.drop("user_id").dtypes) == {pl.Float32}
 
     def test_keep_apart_columns_called_row(self):
         for values in ([1, 2], ["a", "b"]):
             numbers = user_numbers(pl.DataFrame({"user_id": [1, 2], "row": values}))
             assert numbers is not None
-            assert numbers.columns == ["user_id", "user_row_"]
+            assert numbers.columns == ["user_id", "user__row"]
 
     @pytest.mark.parametrize("users", [None, pl.DataFrame({"user_id": ["u"]})])
     def test_are_none_where_nothing_is_known(self, users):

@@ -15,7 +15,8 @@ from recsys import Recommender, pipeline
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import InvalidConfig
-from recsys.pipeline import Notes, decide_seen, interest_groups, open_window, retrieve, to_events, weigh_sources
+from recsys.notes import Notes
+from recsys.pipeline import decide_seen, interest_groups, open_window, retrieve, to_events, weigh_sources
 from recsys.schema import validate
 from recsys.snapshot import candidate_frame
 from recsys.splits import make_windows

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from polars.testing import assert_frame_equal
 
 from recsys import Recommender
 from recsys.config import RecommenderConfig, config_from_dict
-from recsys.errors import BundleCorrupt, InvalidConfig, InvalidData, NotFitted, UnknownUsers
+from recsys.errors import BundleCorrupt, InvalidConfig, InvalidData, NotFitted, PublishRefused, UnknownUsers
 from recsys.synthetic import Synthetic, generate
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -186,7 +187,7 @@ def test_a_batch_equals_one_at_a_time(fitted: Recommender) -> None:
     assert_frame_equal(together, alone, abs_tol=1e-3)
 
 
-def test_load_of_save_gives_the_same_lists(fitted: Recommender, data: Synthetic, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_load_of_save_gives_the_same_lists(fitted: Recommender, data: Synthetic, tmp_path: Path) -> None:
     fitted.save(tmp_path / "model")
     loaded = Recommender.load(tmp_path / "model", device="cpu")
     users = data.users["user_id"]
@@ -199,7 +200,7 @@ def test_load_of_save_gives_the_same_lists(fitted: Recommender, data: Synthetic,
     assert {"items.parquet", "vectors.npy", "ranker/model.txt", "encoder/model.safetensors"} <= set(manifest["files"])
 
 
-def test_a_flipped_byte_in_a_saved_model_is_refused(fitted: Recommender, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_flipped_byte_in_a_saved_model_is_refused(fitted: Recommender, tmp_path: Path) -> None:
     fitted.save(tmp_path / "model")
     ranker = tmp_path / "model" / "ranker" / "model.txt"
     content = bytearray(ranker.read_bytes())
@@ -210,7 +211,7 @@ def test_a_flipped_byte_in_a_saved_model_is_refused(fitted: Recommender, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["pandas", "pyarrow", "csv"])
-def test_frames_come_back_in_the_callers_library(kind: str, config: RecommenderConfig, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_frames_come_back_in_the_callers_library(kind: str, config: RecommenderConfig, tmp_path: Path) -> None:
     interactions, items = tables(
         [(u, (u + h) % 5, h) for u in range(3) for h in range(4)], dict.fromkeys(range(5), "a")
     )
@@ -241,7 +242,7 @@ def test_one_user_one_item_and_short_lists(config: RecommenderConfig, caplog: py
     with caplog.at_level(logging.WARNING, logger="recsys"):
         assert recommender.recommend(["ada"], 10).is_empty()
         assert recommender.recommend(["bob"], 10)["item_id"].to_list() == ["x"]
-    assert "1 of 1 users get fewer than k=10 items" in caplog.text
+    assert "1 of 1 lists have fewer than k=10 items" in caplog.text
     assert any("ranker: left out" in note for note in recommender.notes)
     assert any("interest model: left out" in note for note in recommender.notes)
 
@@ -296,7 +297,7 @@ def test_a_catalogue_the_encoder_cannot_read_still_works(
     assert set(lexical["item_id"]) & {6, 12, 18}
 
 
-def test_before_fit_everything_says_so(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_before_fit_everything_says_so(tmp_path: Path) -> None:
     recommender = Recommender()
     calls = (
         lambda: recommender.recommend(["a"]),
@@ -341,3 +342,101 @@ def test_histories_without_times_count_as_fresh(fitted: Recommender, data: Synth
     late = own.with_columns(timestamp=pl.lit(data.interactions["timestamp"].max()) + timedelta(days=2))
     assert fitted.recommend_for({"g": own["item_id"].to_list()}, 5).height == 5
     assert fitted.recommend_for(late.with_columns(user_id=pl.lit("g")), 5).height == 5
+
+
+def test_items_that_all_have_one_title_leave_the_interest_model_out(config: RecommenderConfig, data: Synthetic) -> None:
+    recommender = Recommender(config).fit(data.interactions, data.items.select("item_id", title=pl.lit("item")))
+    assert any("interest model: left out, 0 users" in note for note in recommender.notes)
+    assert recommender.recommend(["u00001"], 5).height == 5
+
+
+def test_columns_called_like_our_own_do_no_harm(config: RecommenderConfig, data: Synthetic) -> None:
+    n = data.items.height
+    words = [*("age", "seconds", "moment", "stage1_score", "vector_rank", "interest_score", "item_count", "label")]
+    numbers = ["count", "count_right", "row", "row_", "days_since_last", "rank", "score", "popularity"]
+    items = data.items.with_columns(
+        *(pl.Series(name, ["a", "b"] * (n // 2)) for name in words), *(pl.Series(name, range(n)) for name in numbers)
+    )
+    lists = Recommender(replace(config, n_interest=0)).fit(data.interactions, items).recommend(["u00001"], 5)
+    assert lists.height == 5
+
+
+def test_histories_without_times_end_now_even_where_the_data_begin_in_1970(
+    config: RecommenderConfig, data: Synthetic
+) -> None:
+    stray = pl.DataFrame({"user_id": ["zz"], "item_id": ["i00000"], "timestamp": [datetime(1970, 1, 1, tzinfo=UTC)]})
+    interactions = pl.concat([data.interactions.select(stray.columns), stray], how="vertical_relaxed")
+    recommender = Recommender(replace(config, n_interest=0)).fit(interactions, data.items)
+    state = recommender._state
+    given = pl.DataFrame({"user_id": ["g", "g"], "item_row": [0, 1], "seconds": [0.0, 1.0]})
+    assert recommender._ending_now(given)["seconds"].to_list() == [state.as_of - 2.0, state.as_of - 1.0]
+    by_mapping = recommender.recommend_for({"g": ["i00000", "i00001"]}, 5)
+    fresh = pl.DataFrame(
+        {"user_id": "g", "item_id": ["i00000", "i00001"], "timestamp": [state.as_of - 2, state.as_of - 1]}
+    )
+    assert by_mapping["item_id"].to_list() == recommender.recommend_for(fresh, 5)["item_id"].to_list()
+
+
+def test_everybody_named_in_a_table_of_histories_gets_a_list(fitted: Recommender) -> None:
+    table = pl.DataFrame({"user_id": ["a", "b"], "item_id": ["i00000", "nothing"]})
+    lists = fitted.recommend_for(table, 2, details=True)
+    assert lists["user_id"].to_list() == ["a", "a", "b", "b"]
+    assert lists["is_fallback"].to_list() == [False, False, True, True]
+    with pytest.raises(InvalidData, match="one type for all user ids"):
+        fitted.recommend_for({"a": ["i00000"], 7: ["i00001"]}, 2)
+
+
+def test_items_without_text_have_no_similar_ones_and_repeated_ids_count_once(
+    config: RecommenderConfig, data: Synthetic, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = data.items.with_columns(
+        pl.when(pl.col("item_id") == "i00003").then(pl.lit("")).otherwise(pl.col(name)).alias(name)
+        for name in ("title", "description")
+    ).with_columns(categories=pl.lit([], dtype=pl.List(pl.String)))
+    recommender = Recommender(replace(config, n_interest=0)).fit(data.interactions, items)
+    with caplog.at_level(logging.WARNING, logger="recsys"):
+        similar = recommender.similar_items(["i00003", "i00001", "i00001"], 2)
+    assert similar["item_id"].to_list() == ["i00001", "i00001"]
+    assert "1 of 2 lists have fewer than k=2 items" in caplog.text
+
+
+def test_strangers_can_be_shown_items_that_nobody_took(fitted: Recommender, data: Synthetic) -> None:
+    cold = data.items.join(data.interactions, on="item_id", how="anti")["item_id"]
+    assert set(fitted.recommend(["nobody"], 3, allow_items=cold)["item_id"]) <= set(cold)
+    assert fitted.recommend(["nobody"], 3, allow_items=cold).height == 3
+
+
+@pytest.mark.parametrize("users", [1, None, ["\ud800"], [1.5], [None]])
+def test_users_that_are_no_list_of_ids_are_refused(fitted: Recommender, users: object) -> None:
+    with pytest.raises(InvalidData, match="ids"):
+        fitted.recommend(users)  # type: ignore[arg-type]
+
+
+def test_integer_ids_that_are_too_large_are_refused(config: RecommenderConfig) -> None:
+    interactions, items = tables([(u, u % 4, u) for u in range(8)], {i: f"thing {i}" for i in range(5)})
+    recommender = Recommender(replace(config, n_interest=0)).fit(interactions, items)
+    with pytest.raises(InvalidData, match="must be a list of Int64 ids"):
+        recommender.recommend([2**63 + 5])
+
+
+def test_numpy_numbers_and_categorical_ids_are_fine(fitted: Recommender) -> None:
+    users = pl.Series(["u00001"], dtype=pl.Categorical)
+    assert fitted.recommend(users, np.int64(3), filter_seen=np.True_).height == 3  # type: ignore[arg-type]
+
+
+def test_the_current_folder_is_not_replaced(
+    fitted: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PublishRefused, match="holds the current folder"):
+        fitted.save(".")
+
+
+def test_an_index_that_cannot_be_built_is_a_configuration_error(config: RecommenderConfig, data: Synthetic) -> None:
+    wrong = replace(config, index=replace(config.index, n_probe=1, kind="ivf", n_lists=10**6))
+    many = pl.DataFrame({"item_id": range(10_000)}).with_columns(
+        title=pl.lit("item ") + pl.col("item_id").cast(pl.String)
+    )
+    interactions, _ = tables([(0, 1, 0), (0, 2, 1), (1, 1, 2)], {1: "a"})
+    with pytest.raises(InvalidConfig, match="n_lists"):
+        Recommender(wrong).fit(interactions, many)

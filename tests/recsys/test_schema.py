@@ -529,11 +529,15 @@ class TestProperties:
         assert twice.notes == ()
 
 
+def histories_of(given, catalogue) -> pl.DataFrame:
+    return validate_histories(given, catalogue).interactions
+
+
 class TestHistories:
     CATALOGUE = validate(interactions(), items()).items
 
     def test_a_mapping_oldest_first(self):
-        frame = validate_histories({"v": ["b", "a"], "w": ("a",)}, self.CATALOGUE)
+        frame = histories_of({"v": ["b", "a"], "w": ("a",)}, self.CATALOGUE)
         assert frame.columns == ["user_id", "item_id", "timestamp", "event", "value", "weight"]
         assert frame.filter(pl.col("user_id") == "v")["item_id"].to_list() == ["b", "a"]
         assert frame["timestamp"].max() - frame["timestamp"].min() == timedelta(seconds=1)
@@ -541,34 +545,34 @@ class TestHistories:
 
     def test_integer_ids_and_arrays(self):
         catalogue = validate(interactions(item_id=[1, 2, 2]), items(item_id=[1, 2])).items
-        frame = validate_histories({7: np.array([2, 1])}, catalogue)
+        frame = histories_of({7: np.array([2, 1])}, catalogue)
         assert frame.select("user_id", "item_id").rows() == [(7, 2), (7, 1)]
 
     def test_a_table_with_times(self):
-        frame = validate_histories(interactions(timestamp=[DAY + 9, DAY, DAY + 1]), self.CATALOGUE)
+        frame = histories_of(interactions(timestamp=[DAY + 9, DAY, DAY + 1]), self.CATALOGUE)
         assert frame["item_id"].to_list() == ["b", "b", "a"]
 
     @pytest.mark.parametrize("make", [lambda frame: frame, lambda frame: frame.to_pandas(), lambda frame: frame.lazy()])
     def test_without_times_the_order_of_rows_is_the_order(self, make):
         given = pl.DataFrame({"userId": ["v", "w", "v"], "item_id": ["b", "b", "a"]})
-        frame = validate_histories(make(given), self.CATALOGUE)
+        frame = histories_of(make(given), self.CATALOGUE)
         assert frame["item_id"].to_list() == ["b", "b", "a"]
         assert frame["timestamp"].diff().drop_nulls().to_list() == [timedelta(seconds=1)] * 2
 
     def test_an_alias_of_timestamp_counts_as_times(self):
         given = interactions(timestamp=[DAY + 9, DAY, DAY + 1]).rename({"timestamp": "ts"})
-        assert validate_histories(given, self.CATALOGUE)["item_id"].to_list() == ["b", "b", "a"]
+        assert histories_of(given, self.CATALOGUE)["item_id"].to_list() == ["b", "b", "a"]
 
     def test_unknown_items_and_emptied_users_are_warned_of(self, caplog):
         with caplog.at_level(logging.WARNING, logger="recsys"):
-            frame = validate_histories({"v": ["a", "zzz"], "w": ["zzz"], "x": []}, self.CATALOGUE)
+            frame = histories_of({"v": ["a", "zzz"], "w": ["zzz"], "x": []}, self.CATALOGUE)
         assert frame["user_id"].to_list() == ["v"]
         assert "histories: dropped 2 of 3 rows whose item is not in the items table." in caplog.messages
         assert "histories: 2 of 3 users have no known item." in caplog.messages
 
     @pytest.mark.parametrize("histories", [{"v": []}, {"v": ["zzz"]}])
     def test_nothing_known_gives_an_empty_table(self, histories):
-        frame = validate_histories(histories, self.CATALOGUE)
+        frame = histories_of(histories, self.CATALOGUE)
         assert frame.is_empty()
         assert frame.schema["user_id"] == frame.schema["item_id"] == pl.String
         assert frame.schema["timestamp"] == UTC_MICROSECONDS

@@ -1,4 +1,3 @@
-import hashlib
 import time
 import unicodedata
 
@@ -7,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.text import clean, fingerprint, history_text, item_texts
+from recsys.text import clean, history_text, item_texts
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=60)
 
@@ -115,12 +114,3 @@ class TestHistoryText:
     def test_is_cut_and_clean(self):
         assert history_text(["x" * 100_000, "y"], max_chars=10) == "x" * 10
         assert history_text(["a\x00b", "c\ud800"]) == "a b; c\ufffd"
-
-
-class TestFingerprint:
-    def test_is_the_sha256_of_the_utf8_bytes(self):
-        assert fingerprint("无线 🎧") == hashlib.sha256("无线 🎧".encode()).hexdigest()
-
-    @given(ANY_TEXT)
-    def test_takes_whatever_clean_returns(self, text):
-        assert len(fingerprint(clean(text, 60))) == 64
