@@ -115,15 +115,10 @@ class Recommender:
             InvalidConfig: `k` below 1, or another word than those above.
             UnknownUsers: with `on_unknown="raise"`.
         """
-        state = self._state
         ids = self._user_ids(users)
         self._report_unknown(ids, on_unknown)
         people = self._known_people(ids)
-        blocked = self._blocked(allow_items, deny_items)
-        lists = self._rank(
-            people, k, blocked=blocked, hide_seen=hide_seen(filter_seen, auto=state.hide_seen), progress=len(ids) > 1
-        )
-        return self._give_back(lists, ids, k, details=details)
+        return self._lists(people, ids, k, filter_seen, self._blocked(allow_items, deny_items), details=details)
 
     def recommend_for(
         self,
@@ -149,11 +144,7 @@ class Recommender:
         given = validate_histories(histories, state.catalogue.items)
         events, ids = pipeline.to_events(given.interactions, state.catalogue), given.users
         people = self._people(events if given.timed else self._ending_now(events), ids)
-        blocked = self._blocked(allow_items, deny_items)
-        lists = self._rank(
-            people, k, blocked=blocked, hide_seen=hide_seen(filter_seen, auto=state.hide_seen), progress=len(ids) > 1
-        )
-        return self._give_back(lists, ids, k, details=details)
+        return self._lists(people, ids, k, filter_seen, self._blocked(allow_items, deny_items), details=details)
 
     def retrieve(self, users: Iterable[Any], n_candidates: int = 100, *, filter_seen: FilterSeen = "auto") -> Any:
         """Stage 1 alone.
@@ -289,8 +280,19 @@ class Recommender:
         kept = ["user_row", "item_row", "score", "stage1_score", "interest_score", "is_fallback", *ranks]
         return top_k(frame.with_columns(score=score).select(kept), k)
 
-    def _give_back(self, lists: pl.DataFrame, ids: pl.Series, k: int, *, details: bool) -> Any:
-        """Ids instead of rows, a word about short lists, and the caller's frame library."""
+    def _lists(
+        self,
+        people: People,
+        ids: pl.Series,
+        k: int,
+        filter_seen: FilterSeen,
+        blocked: npt.NDArray[np.bool_],
+        *,
+        details: bool,
+    ) -> Any:
+        """Rank, then ids instead of rows, a word about short lists, and the caller's frame library."""
+        hide = hide_seen(filter_seen, auto=self._state.hide_seen)
+        lists = self._rank(people, k, blocked=blocked, hide_seen=hide, progress=len(ids) > 1)
         self._report_short(lists, len(ids), k)
         columns = ["user_id", "item_id", "rank", "score"]
         if details:
