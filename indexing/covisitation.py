@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from indexing.history import Histories
 from indexing.sparse import keep_largest
 
-PAIRS_PER_BLOCK = 20_000_000  # bounds memory: about 0.5 GB of temporary arrays
+PAIRS_PER_BLOCK = 10_000_000  # bounds memory: about 0.3 GB of temporary arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,17 +21,24 @@ class CovisitationConfig:
 
     Attributes:
         window: pairs at most this many events apart count.
+        max_pairs: the window shrinks until the histories have about this many pairs at most, which bounds time and
+            memory (30 million: about 1 GB for a moment).
+        distance_power: a pair d events apart counts d ** -distance_power; the lower, the further a history reaches.
         reverse_weight: worth of "taken before" relative to "taken after".
         n_neighbours: kept per item.
     """
 
-    window: int = 10
+    window: int = 1000
+    max_pairs: int = 30_000_000
+    distance_power: float = 0.5
     reverse_weight: float = 0.5
     n_neighbours: int = 200
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.n_neighbours < 1:
-            raise ValueError(f"covisitation: window and n_neighbours must be at least 1, got {self}")
+        if min(self.window, self.max_pairs, self.n_neighbours) < 1:
+            raise ValueError(f"covisitation: window, max_pairs and n_neighbours must be at least 1, got {self}")
+        if not self.distance_power >= 0.0:
+            raise ValueError(f"covisitation: distance_power={self.distance_power} must be 0 or more")
         if not 0.0 <= self.reverse_weight <= 1.0:
             raise ValueError(f"covisitation: reverse_weight={self.reverse_weight} must lie in [0, 1]")
 
@@ -39,8 +46,8 @@ class CovisitationConfig:
 def covisitation(histories: Histories, n_items: int, config: CovisitationConfig) -> sp.csr_matrix:
     """Directional co-occurrence with distance decay.
 
-    A pair (i, then j, d events later) adds 1/d to [i, j] and `reverse_weight`/d to [j, i]; each entry is divided by
-    the square root of both items' counts. An item is no neighbour of itself.
+    A pair (i, then j, d events later) adds w = d ** -distance_power to [i, j] and `reverse_weight` * w to [j, i]; each
+    entry is divided by the square root of both items' counts. An item is no neighbour of itself.
 
     Args:
         histories: sequences in order of time.
@@ -55,8 +62,9 @@ def covisitation(histories: Histories, n_items: int, config: CovisitationConfig)
     counts = np.bincount(rows, minlength=n_items).astype(np.float32)
     scale = sp.diags_array(1.0 / np.sqrt(np.maximum(counts, 1.0)), dtype=np.float32)
     total = sp.csr_matrix((n_items, n_items), dtype=np.float32)
-    for distances in _blocks(config.window, len(rows)):
-        total = total + _count(rows, owner, distances, n_items)
+    window = min(config.window, max(1, config.max_pairs // max(len(rows), 1)), int(histories.lengths.max(initial=1)))
+    for distances in _blocks(window, len(rows)):
+        total = total + _count(rows, owner, distances, config.distance_power, n_items)
     directed = total + config.reverse_weight * total.T
     return keep_largest(sp.csr_matrix(scale @ directed @ scale), config.n_neighbours)
 
@@ -68,14 +76,18 @@ def _blocks(window: int, n_events: int) -> list[npt.NDArray[np.int64]]:
 
 
 def _count(
-    rows: npt.NDArray[np.int64], owner: npt.NDArray[np.int64], distances: npt.NDArray[np.int64], n_items: int
+    rows: npt.NDArray[np.int64],
+    owner: npt.NDArray[np.int64],
+    distances: npt.NDArray[np.int64],
+    power: float,
+    n_items: int,
 ) -> sp.csr_matrix:
-    """Forward pairs at these distances, each worth 1/distance."""
+    """Forward pairs at these distances, each worth distance ** -power."""
     first, second, worth = [], [], []
     for distance in distances:
         pair = (owner[:-distance] == owner[distance:]) & (rows[:-distance] != rows[distance:])
         first.append(rows[:-distance][pair])
         second.append(rows[distance:][pair])
-        worth.append(np.full(pair.sum(), 1.0 / distance, dtype=np.float32))
+        worth.append(np.full(pair.sum(), float(distance) ** -power, dtype=np.float32))
     pairs = (np.concatenate(first), np.concatenate(second))
     return sp.coo_matrix((np.concatenate(worth), pairs), shape=(n_items, n_items)).tocsr()

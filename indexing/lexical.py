@@ -37,7 +37,7 @@ class LexicalConfig:
         max_share: a token in more than this share of the texts is ignored.
     """
 
-    n_neighbours: int = 30
+    n_neighbours: int = 100
     items_per_text: int = 3
     max_share: float = 0.2
 

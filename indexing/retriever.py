@@ -20,9 +20,12 @@ from indexing.sources import (
     PopularitySource,
     Rows,
     Scores,
+    SimilarSource,
     Source,
     VectorSource,
 )
+from indexing.sparse import distinct, place_in_runs
+from indexing.trending import recency_weighted_counts
 
 USERS_PER_BLOCK = 256
 MOST_CANDIDATES = 10_000  # LightGBM ranks no longer lists
@@ -36,39 +39,72 @@ class RetrieverConfig:
     Attributes:
         vector: nearest items to the user vector (FAISS).
         covisitation: items taken soon after the user's items.
+        ease: items that a linear model of who took what expects; only where the catalogue fits (`EaseConfig`).
         lexical: items whose words are like those of the user's newest items.
+        similar: items whose vectors are nearest to those of the user's newest items.
+        category: taken of late in the categories of the user's newest items; only where there are categories.
         repeat: the user's own items; only where repeats are common and may be shown.
         popular: most taken, all time.
         recent: most taken, newest interactions.
+        trending: most taken, the very newest interactions.
         n_candidates: most candidates per user after merging.
-        history_length: newest events that the neighbour sources read.
+        history_length: newest events that category and repeat read.
+        neighbour_length: newest events that covisitation and EASE read; what they cost grows with it.
         lexical_length: newest events that the lexical source reads.
+        similar_length: newest events whose neighbours `similar` looks up.
         history_power: see `NeighbourSource.power`.
-        recent_share: half-life of `recent`, as a share of all interactions.
+        lasting_power: the same for EASE and category, which show what a user likes at large rather than now.
+        recent_share: half-life of `recent` and `category`, as a share of all interactions.
+        trending_share: half-life of `trending`, as a share of all interactions.
     """
 
-    vector: int = 100
-    covisitation: int = 100
-    lexical: int = 50
+    vector: int = 200
+    covisitation: int = 200
+    ease: int = 200
+    lexical: int = 100
+    similar: int = 100
+    category: int = 100
     repeat: int = 150
     popular: int = 50
     recent: int = 50
+    trending: int = 50
     n_candidates: int = 300
     history_length: int = 500
+    neighbour_length: int = 100
     lexical_length: int = 10
+    similar_length: int = 3
     history_power: float = 0.7
+    lasting_power: float = 0.3
     recent_share: float = 0.05
+    trending_share: float = 0.01
 
     def __post_init__(self) -> None:
-        depths = (self.vector, self.covisitation, self.lexical, self.repeat, self.popular, self.recent)
+        depths = [getattr(self, name) for name in SOURCES]
         if min(depths) < 0 or sum(depths) == self.repeat:
-            raise ValueError(f"retriever: depths must be 0 or more, and one besides repeat above 0, got {depths}")
+            raise ValueError(f"retriever: depths must be 0 or more, and one besides repeat above 0, got {self}")
         if self.n_candidates > MOST_CANDIDATES:
             raise ValueError(f"retriever: n_candidates={self.n_candidates} must be at most {MOST_CANDIDATES}")
-        if min(self.n_candidates, self.history_length, self.lexical_length) < 1:
+        lengths = (self.history_length, self.neighbour_length, self.lexical_length, self.similar_length)
+        if min(self.n_candidates, *lengths) < 1:
             raise ValueError(f"retriever: n_candidates and lengths must be at least 1, got {self}")
-        if not 0.0 < self.recent_share <= 1.0 or self.history_power < 0.0:
-            raise ValueError(f"retriever: recent_share must lie in (0, 1], history_power at 0 or above, got {self}")
+        if not all(0.0 < share <= 1.0 for share in (self.recent_share, self.trending_share)):
+            raise ValueError(f"retriever: recent_share and trending_share must lie in (0, 1], got {self}")
+        if min(self.history_power, self.lasting_power) < 0.0:
+            raise ValueError(f"retriever: history_power and lasting_power must be 0 or more, got {self}")
+
+
+SOURCES = (
+    "vector",
+    "covisitation",
+    "ease",
+    "lexical",
+    "similar",
+    "category",
+    "repeat",
+    "popular",
+    "recent",
+    "trending",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +163,7 @@ class Retriever:
         if not sources:
             raise ValueError(
                 "retriever: no source is left to propose items; give at least one of vector, covisitation, lexical, "
-                "popular and recent a depth above 0 (repeat is only there where repeats are common)"
+                "similar, popular, recent and trending a depth above 0 (repeat is only there where repeats are common)"
             )
         self.sources = dict(sources)
         self.n_candidates = n_candidates
@@ -165,34 +201,16 @@ class Retriever:
         return Candidates.concatenate(parts)
 
     def _retrieve_block(self, block: Block, most: int, factor: int, *, first_user: int) -> Candidates:
-        depths = {name: n * factor for name, (_, n) in self.sources.items()}
-        opened = {name: source.open(block, depths[name]) for name, (source, _) in self.sources.items()}
-        lists = [self._lists(opened, depths, block, user) for user in range(len(block.histories))]
-        users = np.repeat(np.arange(len(lists)), [len(items) for items, _ in lists])
-        items = np.concatenate([items for items, _ in lists] or [np.zeros(0, dtype=np.int64)])
-        ranks = np.concatenate([ranks for _, ranks in lists] or [self._no_ranks()])
-        scores = np.stack([source.score(users, items) for source in opened.values()], axis=1)
+        opened = [source.open(block, n * factor) for source, n in self.sources.values()]
+        users, items, ranks = _union(opened, block)
         blend = self._blend(ranks)
-        order = np.lexsort((items, -blend, users))
-        order = order[_place(users[order]) < most]
-        return Candidates(
-            users[order] + first_user, items[order], tuple(opened), scores[order], ranks[order], blend[order]
-        )
-
-    def _no_ranks(self) -> Scores:
-        return np.zeros((0, len(self.sources)), dtype=np.float32)
-
-    def _lists(
-        self, opened: Mapping[str, Opened], depths: Mapping[str, int], block: Block, user: int
-    ) -> tuple[Rows, Scores]:
-        """Union of the sources' lists for one user, and each item's place in each list."""
-        hidden = block.hidden(user)
-        lists = [opened[name].top(user, hidden, n) for name, n in depths.items()]
-        items = np.unique(np.concatenate(lists))
-        ranks = np.full((len(items), len(lists)), np.nan, dtype=np.float32)
-        for column, rows in enumerate(lists):
-            ranks[np.searchsorted(items, rows), column] = np.arange(1, len(rows) + 1)
-        return items, ranks
+        order = np.lexsort((-blend, users))  # stable, so equal ones stay in order of their items
+        order = order[place_in_runs(users[order]) < most]
+        kept = np.sort(order)  # sources find pairs fastest in ascending order
+        scores = np.stack([each.score(users[kept], items[kept]) for each in opened], axis=1)
+        scores = scores[np.searchsorted(kept, order)]
+        users = users[order] + first_user
+        return Candidates(users, items[order], tuple(self.sources), scores, ranks[order], blend[order])
 
     def _blend(self, ranks: Scores) -> Scores:
         """Weighted reciprocal rank fusion (Source: Cormack, Clarke and Buettcher 2009), float32 (n,)."""
@@ -200,25 +218,15 @@ class Retriever:
         return np.asarray(np.nan_to_num(weights / (RANK_OFFSET + ranks)).sum(axis=1), dtype=np.float32)
 
 
-def _place(users: Rows) -> Rows:
-    """0, 1, 2, ... within each run of equal users."""
-    starts = np.flatnonzero(np.diff(users, prepend=-1))
-    return np.arange(len(users)) - np.repeat(starts, np.diff(np.append(starts, len(users))))
-
-
-def recency_weighted_counts(rows: npt.NDArray[np.int32], n_items: int, *, half_life: float) -> Scores:
-    """How much each item was taken of late.
-
-    Args:
-        rows: item rows of all interactions, oldest first.
-        n_items: rows of the items table.
-        half_life: interactions after which an interaction counts half.
-
-    Returns:
-        float32 (n_items,).
-    """
-    age = np.arange(len(rows))[::-1] / half_life
-    return np.bincount(rows, weights=0.5**age, minlength=n_items).astype(np.float32)
+def _union(opened: list[Opened], block: Block) -> tuple[Rows, Rows, Scores]:
+    """Each proposed (user, item) pair once, by user, then item, and its place in each source's list."""
+    keys = [block.keys(each.users, each.items) for each in opened]
+    union = distinct(np.concatenate(keys))
+    ranks = np.full((len(union), len(opened)), np.nan, dtype=np.float32)
+    for column, (each, key) in enumerate(zip(opened, keys, strict=True)):
+        ranks[np.searchsorted(union, key), column] = place_in_runs(each.users) + 1
+    users, items = np.divmod(union, max(block.n_items, 1))
+    return users, items, ranks
 
 
 def build_retriever(
@@ -240,19 +248,25 @@ def build_retriever(
         item_vectors: float32 (n_items, dim).
         index: over the same vectors.
         searchable: bool (n_items,), items that have a text to be found by.
-        neighbours: sources "covisitation", "lexical", "repeat"; those not given are off.
+        neighbours: sources "covisitation", "ease", "lexical", "category", "repeat"; those not given are off.
         rows: item rows of all interactions so far, oldest first.
         weights: see `Retriever`.
     """
     n_items = len(item_vectors)
-    recent = recency_weighted_counts(rows, n_items, half_life=max(1.0, config.recent_share * len(rows)))
-    counts = np.bincount(rows, minlength=n_items).astype(np.float32)
+    newest = (config.similar, config.similar_length, config.history_power)
     sources: dict[str, Source] = {
         "vector": VectorSource(encoder, item_vectors, index, searchable),
+        "similar": SimilarSource(item_vectors, index, searchable, *newest),
+        "popular": PopularitySource.of(np.bincount(rows, minlength=n_items).astype(np.float32)),
+        "recent": PopularitySource.of(recent_counts(rows, n_items, config.recent_share)),
+        "trending": PopularitySource.of(recent_counts(rows, n_items, config.trending_share)),
         **neighbours,
-        "popular": PopularitySource.of(counts),
-        "recent": PopularitySource.of(recent),
     }
-    depths = {name: getattr(config, name) for name in sources}
-    used = {name: (source, depths[name]) for name, source in sources.items() if depths[name] > 0}
+    depths = {name: getattr(config, name) for name in SOURCES if name in sources}
+    used = {name: (sources[name], n) for name, n in depths.items() if n > 0}
     return Retriever(used, n_candidates=config.n_candidates, weights=weights)
+
+
+def recent_counts(rows: npt.NDArray[np.int32], n_items: int, share: float) -> Scores:
+    """`recency_weighted_counts` with a half-life that is a share of all interactions."""
+    return recency_weighted_counts(rows, n_items, half_life=max(1.0, share * len(rows)))

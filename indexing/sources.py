@@ -1,11 +1,12 @@
 """Where candidates come from: one small class a source, all with the same two questions.
 
-A source is opened for a block of users; the opened source then lists its best items for one user and scores any
+A source is opened for a block of users; the opened source holds its best items for each of them and scores any
 (user, item) pairs. Merging the lists is `indexing/retriever.py`.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,13 @@ import scipy.sparse as sp
 
 from indexing.history import Histories, HistoryEncoder
 from indexing.index import VectorIndex
-from indexing.sparse import best_columns, entries
+from indexing.sparse import distinct, largest, place_in_runs, positions_of, rows_of, stored_keys
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+PAIRS_PER_BLOCK = 4096  # so that the vectors of the pairs scored at once stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +31,63 @@ class Block:
         histories: the block's users.
         blocked: bool (n_items,), items that nobody may be shown.
         hide_seen: whether a user's own items are hidden from him.
+        seen: keys (user * n_items + item) of each user's own items, distinct and ascending, int64; none where they
+            may be shown.
     """
 
     histories: Histories
-    blocked: npt.NDArray[np.bool_]
+    blocked: Mask
     hide_seen: bool
+    seen: Rows = field(init=False)
 
-    def hidden(self, user: int) -> npt.NDArray[np.bool_]:
-        """Items hidden from this user, bool (n_items,)."""
-        if not self.hide_seen:
-            return self.blocked
-        hidden = self.blocked.copy()
-        hidden[self.histories.of(user)] = True
-        return hidden
+    def __post_init__(self) -> None:
+        histories = self.histories if self.hide_seen else self.histories.slice(0, 0)
+        owner = np.repeat(np.arange(len(histories)), histories.lengths)
+        object.__setattr__(self, "seen", distinct(self.keys(owner, histories.item_rows.astype(np.int64))))
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return len(self.histories)
+
+    @property
+    def n_items(self) -> int:
+        """Rows of the items table."""
+        return len(self.blocked)
+
+    def keys(self, users: Rows, items: Rows) -> Rows:
+        """One number for each (user, item) pair, in order of user, then item."""
+        return users * self.n_items + items
+
+    def n_seen(self) -> Rows:
+        """Distinct items hidden from each user as his own, int64 (n_users,)."""
+        return np.bincount(self.seen // self.n_items, minlength=len(self))
+
+    def shown(self, users: Rows, items: Rows) -> Mask:
+        """Which pairs may be shown, bool (n_pairs,)."""
+        return ~self.blocked[items] & (positions_of(self.seen, self.keys(users, items)) < 0)
 
 
-class Opened(Protocol):
-    """A source with its work for one block done."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A source with its work for one block done.
 
-    def top(self, user: int, hidden: npt.NDArray[np.bool_], n: int) -> Rows:
-        """At most `n` item rows, best first, none of them hidden."""
+    Attributes:
+        users: int64 (n,), ascending.
+        items: int64 (n,), what the source proposes to each user, best first; nothing hidden, nothing twice.
+        score: from users and items of any pairs, int64 (n_pairs,) each, to the source's scores, float32 (n_pairs,);
+            zero where it knows nothing.
+    """
 
-    def score(self, users: Rows, items: Rows) -> Scores:
-        """Scores of (user, item) pairs, float32 (n_pairs,); zero where the source knows nothing."""
+    users: Rows
+    items: Rows
+    score: Callable[[Rows, Rows], Scores]
 
 
 class Source(Protocol):
     """Anything that proposes items."""
 
     def open(self, block: Block, n: int) -> Opened:
-        """Do the work that the block's users share, ready to be asked for `n` items each."""
+        """Do the work for the block's users, with at most `n` items each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,49 +104,44 @@ class VectorSource:
     encoder: HistoryEncoder
     item_vectors: Scores
     index: VectorIndex
-    searchable: npt.NDArray[np.bool_]
+    searchable: Mask
 
-    def open(self, block: Block, n: int) -> "OpenedVectors":
+    def open(self, block: Block, n: int) -> Opened:
         """Encode the users and search the index, deeper for those of whom many items are hidden."""
         readable = block.histories.keep(self.searchable)
-        users = self.encoder.encode(readable, self.item_vectors)
+        vectors = self.encoder.encode(readable, self.item_vectors)
+        users, items = self._nearest(block, vectors, np.where(readable.lengths > 0, self._depths(block, n), 0))
+        shown = block.shown(users, items)
+        users, items = users[shown], items[shown]
+        first = place_in_runs(users) < n
+        return Opened(users[first], items[first], lambda u, i: self._cosines(vectors, u, i))
+
+    def _nearest(self, block: Block, vectors: Scores, depths: Rows) -> tuple[Rows, Rows]:
+        """Users and items that the index finds, by user, then best first; a user's own items are still among them."""
         allowed = self.searchable & ~block.blocked
-        found = [np.zeros(0, dtype=np.int64)] * len(users)
-        depths = np.where(readable.lengths > 0, self._depths(block, n), 0)
+        users, items = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for depth in np.unique(depths[depths > 0]) if allowed.any() else []:
             chosen = np.flatnonzero(depths == depth)
-            rows, _ = self.index.search(users[chosen], int(depth), allowed=None if allowed.all() else allowed)
-            for user, row in zip(chosen, rows, strict=True):
-                found[user] = row[row >= 0]
-        return OpenedVectors(users, self.item_vectors, self.searchable, found)
+            rows, _ = self.index.search(vectors[chosen], int(depth), allowed=None if allowed.all() else allowed)
+            places, columns = np.nonzero(rows >= 0)
+            users.append(chosen[places])
+            items.append(rows[places, columns])
+        owner = np.concatenate(users)
+        order = np.argsort(owner, kind="stable")
+        return owner[order], np.concatenate(items)[order]
 
     def _depths(self, block: Block, n: int) -> Rows:
         """How deep to search so that `n` items are left without the seen ones: `n` times a power of two, int64."""
-        if not block.hide_seen:
-            return np.full(len(block.histories), min(n, self.index.size))
-        seen = [len(np.unique(block.histories.of(user))) for user in range(len(block.histories))]
-        doublings = np.ceil(np.log2(1.0 + np.array(seen) / n))
+        doublings = np.ceil(np.log2(1.0 + block.n_seen() / n))
         return np.minimum(n * 2.0**doublings, self.index.size).astype(np.int64)
 
-
-@dataclass(frozen=True, slots=True)
-class OpenedVectors:
-    """User vectors of a block and the index's answers, one array of item rows a user."""
-
-    users: Scores
-    item_vectors: Scores
-    searchable: npt.NDArray[np.bool_]
-    found: list[Rows]
-
-    def top(self, user: int, hidden: npt.NDArray[np.bool_], n: int) -> Rows:
-        """See `Opened`."""
-        rows = self.found[user]
-        return np.asarray(rows[~hidden[rows]][:n])
-
-    def score(self, users: Rows, items: Rows) -> Scores:
+    def _cosines(self, vectors: Scores, users: Rows, items: Rows) -> Scores:
         """Cosine of user and item; zero for a user without history and for an item without text."""
-        cosine = np.einsum("ij,ij->i", self.users[users], self.item_vectors[items])
-        return np.where(self.searchable[items], cosine, np.float32(0.0))
+        cosines = np.zeros(len(users), dtype=np.float32)
+        for start in range(0, len(users), PAIRS_PER_BLOCK):
+            part = slice(start, start + PAIRS_PER_BLOCK)
+            cosines[part] = np.einsum("ij,ij->i", vectors[users[part]], self.item_vectors[items[part]])
+        return np.where(self.searchable[items], cosines, np.float32(0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +150,7 @@ class NeighbourSource:
 
     Attributes:
         neighbours: float32 CSR (n_keys, n_items); row `keys[i]` holds the neighbours of item `i`.
-        keys: int64 (n_items,), which row of `neighbours` belongs to an item.
+        keys: int64 (n_items,), which row of `neighbours` belongs to an item; -1 for an item without neighbours.
         max_length: newest events read per user.
         power: the event at place r from the end (r = 0, 1, ...) weighs (1 + r) ** -power; 0 counts all alike.
     """
@@ -134,40 +160,87 @@ class NeighbourSource:
     max_length: int
     power: float
 
-    def open(self, block: Block, n: int) -> "OpenedNeighbours":
+    def open(self, block: Block, n: int) -> Opened:
         """Sum the neighbour rows of each user's history."""
         scores = sp.csr_matrix(self._weights(block.histories) @ self.neighbours)
         scores.sort_indices()
-        return OpenedNeighbours(scores)
+        stored = stored_keys(scores)
+        users, items = _best_shown(scores, stored, block, n)
+        return Opened(users, items, lambda u, i: _entries(scores.data, positions_of(stored, block.keys(u, i))))
 
     def _weights(self, histories: Histories) -> sp.csr_matrix:
         """What each key is worth to each user, CSR (n_users, n_keys)."""
-        place = np.repeat(histories.offsets[1:], histories.lengths) - 1 - np.arange(len(histories.item_rows))
+        place = _places(histories)
         user = np.repeat(np.arange(len(histories)), histories.lengths)
-        read = place < self.max_length
+        key = self.keys[histories.item_rows]
+        read = (place < self.max_length) & (key >= 0)
         worth = (1.0 + place[read]) ** -self.power
-        cells = (user[read], self.keys[histories.item_rows[read]])
         shape = (len(histories), self.neighbours.shape[0])
-        return sp.csr_matrix((worth.astype(np.float32), cells), shape=shape)
+        return sp.csr_matrix((worth.astype(np.float32), (user[read], key[read])), shape=shape)
+
+
+def _places(histories: Histories) -> Rows:
+    """How many events of the same user are newer, int64 (n_events,)."""
+    return np.repeat(histories.offsets[1:], histories.lengths) - 1 - np.arange(len(histories.item_rows))
+
+
+def _best_shown(scores: sp.csr_matrix, stored: Rows, block: Block, n: int) -> tuple[Rows, Rows]:
+    """Users and items of the `n` best entries above zero of each row that may be shown."""
+    shown = ~block.blocked[scores.indices] & (scores.data > 0.0)
+    hidden = positions_of(stored, block.seen)
+    shown[hidden[hidden >= 0]] = False
+    indptr = np.concatenate([[0], np.cumsum(shown)])[scores.indptr]
+    left = sp.csr_matrix((scores.data[shown], scores.indices[shown], indptr), shape=scores.shape)
+    best = largest(left, n)
+    return rows_of(left)[best], left.indices[best].astype(np.int64)
+
+
+def _entries(data: Scores, positions: Rows) -> Scores:
+    """`data[positions]`, zero where a position is -1."""
+    values = np.zeros(len(positions), dtype=np.float32)
+    found = positions >= 0
+    values[found] = data[positions[found]]
+    return values
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedNeighbours:
-    """Summed neighbour scores, CSR (n_users, n_items) with sorted columns."""
+class SimilarSource:
+    """Items whose vectors lie nearest to those of the newest items, for interests that one user vector blurs.
 
-    scores: sp.csr_matrix
+    Attributes:
+        item_vectors: float32 (n_items, dim), unit length.
+        index: over the same vectors.
+        searchable: as for `VectorSource`.
+        n_neighbours: items asked for per newest item.
+        max_length: as for `NeighbourSource`.
+        power: as for `NeighbourSource`.
+    """
 
-    def top(self, user: int, hidden: npt.NDArray[np.bool_], n: int) -> Rows:
-        """See `Opened`."""
-        start, stop = self.scores.indptr[user], self.scores.indptr[user + 1]
-        columns, scores = self.scores.indices[start:stop], self.scores.data[start:stop]
-        shown = ~hidden[columns]
-        columns, scores = columns[shown], scores[shown]
-        return np.asarray(columns[best_columns(columns, scores, n)], dtype=np.int64)
+    item_vectors: Scores
+    index: VectorIndex
+    searchable: Mask
+    n_neighbours: int
+    max_length: int
+    power: float
 
-    def score(self, users: Rows, items: Rows) -> Scores:
-        """Summed neighbour score."""
-        return entries(self.scores, users, items)
+    def open(self, block: Block, n: int) -> Opened:
+        """Search the neighbours of the block's newest items, and sum them."""
+        newest = block.histories.item_rows[_places(block.histories) < self.max_length]
+        asked = np.unique(newest[self.searchable[newest]])
+        keys = np.full(block.n_items, -1, dtype=np.int64)
+        keys[asked] = np.arange(len(asked))
+        return NeighbourSource(self._neighbours(asked, block), keys, self.max_length, self.power).open(block, n)
+
+    def _neighbours(self, asked: npt.NDArray[np.int32], block: Block) -> sp.csr_matrix:
+        """Cosines above zero of each asked item to its nearest, without itself, CSR (n_asked, n_items)."""
+        shape = (len(asked), block.n_items)
+        allowed = self.searchable & ~block.blocked
+        if not (len(asked) and allowed.any()):
+            return sp.csr_matrix(shape, dtype=np.float32)
+        depth = min(self.n_neighbours + 1, self.index.size)
+        rows, cosines = self.index.search(self.item_vectors[asked], depth, allowed=None if allowed.all() else allowed)
+        places, columns = np.nonzero((rows >= 0) & (cosines > 0.0) & (rows != asked[:, None]))
+        return sp.csr_matrix((cosines[places, columns], (places, rows[places, columns])), shape=shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,30 +256,25 @@ class PopularitySource:
     order: Rows
 
     @classmethod
-    def of(cls, scores: Scores) -> "PopularitySource":
+    def of(cls, scores: Scores) -> Self:
         """From one score an item."""
-        order = np.lexsort((np.arange(len(scores)), -scores))
-        return cls(scores, order)
+        return cls(scores, np.lexsort((np.arange(len(scores)), -scores)))
 
-    def open(self, block: Block, n: int) -> "PopularitySource":
-        """Nothing depends on the user."""
-        return self
-
-    def top(self, user: int, hidden: npt.NDArray[np.bool_], n: int) -> Rows:
-        """See `Opened`."""
-        return first_shown(self.order, hidden, n)
-
-    def score(self, users: Rows, items: Rows) -> Scores:
-        """The item's score."""
-        return self.scores[items]
+    def open(self, block: Block, n: int) -> Opened:
+        """The first `n` of the order that each user may be shown."""
+        users, items = first_shown(self.order, block, n)
+        return Opened(users, items, lambda _, i: self.scores[i])
 
 
-def first_shown(order: Rows, hidden: npt.NDArray[np.bool_], n: int) -> Rows:
-    """The first `n` rows of `order` that are not hidden, looking ever further while too few are."""
-    length = 2 * n
-    while True:
-        head = order[:length]
-        shown = head[~hidden[head]]
-        if len(shown) >= n or length >= len(order):
-            return shown[:n]
-        length *= 4
+def first_shown(order: Rows, block: Block, n: int) -> tuple[Rows, Rows]:
+    """Users and items: for each user the first `n` rows of `order` that may be shown to him, in that order."""
+    head = order[~block.blocked[order]][: n + int(block.n_seen().max(initial=0))]
+    place = np.full(block.n_items, -1, dtype=np.int64)
+    place[head] = np.arange(len(head))
+    owner, seen = np.divmod(block.seen, block.n_items)
+    within = place[seen] >= 0
+    shown = np.ones((len(block), len(head)), dtype=np.bool_)
+    shown[owner[within], place[seen[within]]] = False
+    shown &= np.cumsum(shown, axis=1) <= n
+    users, places = np.nonzero(shown)
+    return users, head[places]

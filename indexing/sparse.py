@@ -1,4 +1,4 @@
-"""Rows of sparse score matrices: keep the best, find one entry, write to disk. Nothing else."""
+"""Rows of sparse score matrices: keep the best, find single entries, write to disk. Nothing else."""
 
 from pathlib import Path
 
@@ -7,53 +7,70 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
+ENTRIES_PER_BLOCK = 5_000_000  # bounds what `keep_largest` holds besides its result
 
-def best_columns(columns: npt.NDArray[np.int32], scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Positions of the `k` largest scores, best first, equal scores by column: also at the border."""
-    if len(scores) > k:
-        border = np.partition(scores, len(scores) - k)[len(scores) - k]
-        positions = np.flatnonzero(scores >= border)
-    else:
-        positions = np.arange(len(scores))
-    order = np.lexsort((columns[positions], -scores[positions]))
-    return positions[order[:k]]
+
+def place_in_runs(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """0, 1, 2, ... within each run of equal values, int64 (n,)."""
+    starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
+    return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
+
+
+def distinct(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The distinct values, ascending: `np.unique`, which hashes first and takes several times as long."""
+    ordered = np.sort(values)
+    return ordered[np.diff(ordered, prepend=ordered[:1] - 1) > 0]
+
+
+def rows_of(matrix: sp.csr_matrix) -> npt.NDArray[np.int64]:
+    """The row of each stored entry, int64 (nnz,)."""
+    return np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
+
+
+def largest(matrix: sp.csr_matrix, k: int) -> npt.NDArray[np.int64]:
+    """Positions of the `k` largest entries of each row: by row, best first, equal ones by column, int64.
+
+    Columns must be sorted in each row.
+    """
+    border = np.full(matrix.shape[0], -np.inf, dtype=np.float32)
+    for row in np.flatnonzero(np.diff(matrix.indptr) > k):
+        scores = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
+        border[row] = np.partition(scores, len(scores) - k)[len(scores) - k]
+    rows = rows_of(matrix)
+    positions = np.flatnonzero(matrix.data >= border[rows])
+    rows = rows[positions]
+    order = np.lexsort((-matrix.data[positions], rows))  # stable, so columns stay in order
+    return np.asarray(positions[order[place_in_runs(rows[order]) < k]], dtype=np.int64)
 
 
 def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
-    """The `k` largest entries of each row, columns ascending."""
-    kept, lengths = [], np.zeros(matrix.shape[0], dtype=np.int64)
-    for row in range(matrix.shape[0]):
-        start, stop = matrix.indptr[row], matrix.indptr[row + 1]
-        if stop - start <= k:
-            chosen = np.arange(start, stop)
-        else:
-            chosen = start + best_columns(matrix.indices[start:stop], matrix.data[start:stop], k)
-        lengths[row] = len(chosen)
-        kept.append(chosen)
-    positions = np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    result = sp.csr_matrix(
-        (matrix.data[positions].astype(np.float32), matrix.indices[positions], indptr), shape=matrix.shape
-    )
-    result.sort_indices()
-    return result
+    """The `k` largest entries of each row, columns ascending, float32."""
+    per_block = max(1, ENTRIES_PER_BLOCK * matrix.shape[0] // max(matrix.nnz, 1))
+    starts = range(0, matrix.shape[0], per_block)
+    parts = [_keep_largest(sp.csr_matrix(matrix[start : start + per_block]), k) for start in starts]
+    empty = sp.csr_matrix((0, matrix.shape[1]), dtype=np.float32)
+    return sp.csr_matrix(sp.vstack([empty, *parts], format="csr"))
 
 
-def entries(
-    matrix: sp.csr_matrix, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    """`matrix[rows, columns]`, zero where nothing is stored, float32 (n,). Columns must be sorted in each row."""
-    width = matrix.shape[1]
-    stored_rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
-    stored = stored_rows * width + matrix.indices
-    wanted = rows.astype(np.int64) * width + columns
-    found = np.searchsorted(stored, wanted)
-    found_safe = np.minimum(found, max(len(stored) - 1, 0))
-    values = np.zeros(len(wanted), dtype=np.float32)
-    if len(stored):
-        hit = stored[found_safe] == wanted
-        values[hit] = matrix.data[found_safe[hit]]
-    return values
+def _keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
+    matrix.sort_indices()
+    positions = np.sort(largest(matrix, k))
+    indptr = np.searchsorted(positions, matrix.indptr)
+    kept = (matrix.data[positions].astype(np.float32), matrix.indices[positions], indptr)
+    return sp.csr_matrix(kept, shape=matrix.shape)
+
+
+def stored_keys(matrix: sp.csr_matrix) -> npt.NDArray[np.int64]:
+    """Row times width plus column of each stored entry, int64 (nnz,), ascending. Columns must be sorted in each row."""
+    return np.asarray(rows_of(matrix) * matrix.shape[1] + matrix.indices, dtype=np.int64)
+
+
+def positions_of(keys: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each wanted key lies among the ascending keys, int64 (n,); -1 where it does not."""
+    if not len(keys):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.asarray(np.where(keys[found] == wanted, found, -1), dtype=np.int64)
 
 
 def save_csr(matrix: sp.csr_matrix, path: Path) -> None:

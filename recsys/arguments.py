@@ -1,12 +1,13 @@
 """What callers hand to the door besides tables: ids, list lengths and words, checked before anything is computed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
+from indexing.retriever import Retriever
 from recsys.errors import InvalidConfig, InvalidData
 
 FilterSeen = bool | Literal["auto"]
@@ -57,6 +58,39 @@ def positive(value: int, name: str) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise InvalidConfig(f"{name}={value!r} must be a whole number of at least 1")
     return int(value)
+
+
+def distinct_texts(texts: Sequence[str]) -> list[str]:
+    """The texts, each once, in their order; one string counts as one text.
+
+    Raises:
+        InvalidData: one is not a string.
+    """
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    wrong = [text for text in listed if not isinstance(text, str)]
+    if wrong:
+        raise InvalidData(
+            table="texts",
+            rule="must be strings",
+            count=len(wrong),
+            rows=wrong[:5],
+            remedy="give one text for each query or profile",
+        )
+    return list(dict.fromkeys(listed))
+
+
+def asked_alone(retriever: Retriever, sources: Iterable[str]) -> Retriever:
+    """A retriever with some of the sources only.
+
+    Raises:
+        InvalidConfig: there is no source of that name, or none is named.
+    """
+    names = [sources] if isinstance(sources, str) else list(sources)
+    unknown = sorted(set(names) - set(retriever.sources))
+    if unknown or not names:
+        raise InvalidConfig(f"sources={names!r}: known are {list(retriever.sources)}")
+    chosen = {name: source for name, source in retriever.sources.items() if name in names}
+    return Retriever(chosen, n_candidates=retriever.n_candidates, weights=retriever.weights)
 
 
 def hide_seen(filter_seen: FilterSeen, *, auto: bool) -> bool:

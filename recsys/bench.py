@@ -42,6 +42,7 @@ REPEATS = "repeats counted"
 NEW_ONLY = "new items only"
 TWO_STAGE = "two-stage"
 RETRIEVAL = "two-stage: retrieval"
+BI_ENCODER = "two-stage: bi-encoder"
 BUY_AGAIN = "buy-again"
 BASELINES: dict[str, Callable[[], Popular | RecentPopular | ItemKNN | BuyAgain]] = {
     "popular": Popular,
@@ -282,11 +283,20 @@ def _ask_stages(protocol: Protocol, k: int, ours: Ours) -> list[Answers]:
     users, seen = protocol.users, protocol.filter_seen
     found, retrieving = metered(lambda: ours.recommender.retrieve(users, DEPTH, filter_seen=seen))
     final, ranking = metered(lambda: ours.recommender.recommend(users, k, filter_seen=seen))
-    first = found.filter(pl.col("rank") <= k)
-    asked = ((RETRIEVAL, first, retrieving), (TWO_STAGE, final, ranking))
+    asked = [(RETRIEVAL, found, found, retrieving), (TWO_STAGE, final, found, ranking)]
+    if "vector" in ours.recommender.sources:
+        near, searching = metered(lambda: ours.recommender.retrieve(users, DEPTH, filter_seen=seen, sources="vector"))
+        asked.insert(0, (BI_ENCODER, near, near, searching))
     return [
-        Answers(system=name, protocol=protocol.name, lists=lists, candidates=found, fit=ours.fit, ask=ask)
-        for name, lists, ask in asked
+        Answers(
+            system=name,
+            protocol=protocol.name,
+            lists=lists.filter(pl.col("rank") <= k),
+            candidates=candidates,
+            fit=ours.fit,
+            ask=ask,
+        )
+        for name, lists, candidates, ask in asked
     ]
 
 

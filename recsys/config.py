@@ -9,11 +9,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from indexing.contrastive import ContrastiveConfig
 from indexing.covisitation import CovisitationConfig
+from indexing.ease import EaseConfig
 from indexing.encoder import EncoderConfig
 from indexing.history import HistoryConfig
 from indexing.index import IndexConfig
+from indexing.item_tower import ItemTowerConfig
 from indexing.lexical import LexicalConfig
 from indexing.retriever import RetrieverConfig
+from indexing.training import TrainingConfig
+from indexing.tuning_scope import TuningConfig
+from indexing.warm_up import WarmUpConfig
 from ranking.features import FeatureConfig
 from ranking.interest import InterestConfig
 from ranking.ranker import RankerConfig
@@ -27,16 +32,24 @@ class RecommenderConfig:
 
     Attributes:
         encoder: the text encoder.
+        item_tower: text, words and behaviour to item vectors.
         history: the user tower.
-        contrastive: training of both towers.
+        warm_up: training of the encoder on the catalogue's own text, before any behaviour.
+        tuning: which weights of the encoder are fine-tuned.
+        contrastive: what both towers learn from a step.
+        training: how Lightning runs it.
         index: the vector index.
-        covisitation: neighbours from behaviour.
+        covisitation: neighbours from behaviour, by what is taken soon after what.
+        ease: neighbours from behaviour, by a linear model.
         lexical: neighbours from words and characters.
         retriever: depth of each source.
         interest: the cross-encoder.
         features: behavioural features.
         ranker: LightGBM.
         windows: how time is divided.
+        extend_vocabulary: add the catalogue's characters and words to the tokenizer, and warm the encoder up on them.
+        renew_towers: train item tower and history encoder anew on all interactions once the ranker has learnt.
+        time_budget: minutes that a fit should take, about; it bounds the neural trainings. None for no limit.
         n_interest: candidates per user that the cross-encoder scores, the best by stage 1; 0 leaves it out.
         max_label_users: users per label window that stage 2 learns from, drawn at random where there are more.
         repeat_limit: `filter_seen="auto"` shows seen items where at least this share of interactions are repeats.
@@ -49,16 +62,24 @@ class RecommenderConfig:
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    item_tower: ItemTowerConfig = field(default_factory=ItemTowerConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
+    warm_up: WarmUpConfig = field(default_factory=lambda: WarmUpConfig(objective="none"))
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     covisitation: CovisitationConfig = field(default_factory=CovisitationConfig)
+    ease: EaseConfig = field(default_factory=EaseConfig)
     lexical: LexicalConfig = field(default_factory=LexicalConfig)
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
     interest: InterestConfig = field(default_factory=InterestConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
+    extend_vocabulary: bool = False
+    renew_towers: bool = True
+    time_budget: float | None = None
     n_interest: int = 15
     max_label_users: int = 2000
     repeat_limit: float = 0.15
@@ -73,6 +94,8 @@ class RecommenderConfig:
         for name, least in (("n_interest", 0), ("max_label_users", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InvalidConfig(f"{name}={getattr(self, name)} must be {least} or more")
+        if self.time_budget is not None and self.time_budget <= 0:
+            raise InvalidConfig(f"time_budget={self.time_budget} is in minutes, it must be positive")
         for name in ("repeat_limit", "unknown_token_limit"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InvalidConfig(f"{name}={getattr(self, name)} is a share, it must lie in [0, 1]")

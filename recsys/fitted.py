@@ -16,14 +16,19 @@ import polars as pl
 from indexing.encoder import BiEncoder
 from indexing.history import HistoryEncoder
 from indexing.index import load_index
+from indexing.item_tower import ItemTower
 from indexing.sparse import load_csr, save_csr
+from indexing.words import Words
 from ranking.interest import InterestModel
 from ranking.ranker import Ranker
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
-from recsys.snapshot import Snapshot, Towers, take_snapshot
+from recsys.snapshot import Snapshot, take_snapshot
+from recsys.towers import Towers
 
 STATE = "state.json"
+BEHAVIOUR = ("covisitation", "ease")
+VECTORS = ("text_vectors", "item_vectors", "searchable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,11 @@ def write_fitted(fitted: Fitted, config: RecommenderConfig, folder: Path) -> dic
     if fitted.users is not None:
         fitted.users.write_parquet(folder / "users.parquet")
     towers = fitted.towers
-    np.save(folder / "vectors.npy", towers.item_vectors, allow_pickle=False)
+    for name in VECTORS:
+        np.save(folder / f"{name}.npy", getattr(towers, name), allow_pickle=False)
     save_csr(towers.text_neighbours, folder / "text_neighbours.safetensors")
-    save_csr(fitted.snapshot.covisitation, folder / "covisitation.safetensors")
+    for name, matrix in fitted.snapshot.behaviour.items():
+        save_csr(matrix, folder / f"{name}.safetensors")
     for name, part in _parts(fitted).items():
         if part is not None:
             (folder / name).mkdir()
@@ -78,6 +85,8 @@ def write_fitted(fitted: Fitted, config: RecommenderConfig, folder: Path) -> dic
         "as_of": fitted.as_of,
         "hide_seen": fitted.hide_seen,
         "weights": dict(fitted.weights),
+        "event_kinds": list(towers.event_kinds),
+        "tower_steps": towers.steps,
         "notes": list(fitted.notes),
         "config": asdict(config),
     }
@@ -102,11 +111,15 @@ def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, 
     events = pl.read_parquet(folder / "histories.parquet")
     users = pl.read_parquet(folder / "users.parquet") if (folder / "users.parquet").exists() else None
     towers = Towers(
-        BiEncoder.load(folder / "encoder", device=device),
-        HistoryEncoder.load(folder / "history", device=device),
-        np.load(folder / "vectors.npy", allow_pickle=False),
-        load_index(folder / "index", device=device),
-        load_csr(folder / "text_neighbours.safetensors"),
+        encoder=BiEncoder.load(folder / "encoder", device=device),
+        words=Words.load(folder / "words"),
+        item_tower=ItemTower.load(folder / "item_tower", device=device),
+        history_encoder=HistoryEncoder.load(folder / "history", device=device),
+        event_kinds=tuple(state["event_kinds"]),
+        index=load_index(folder / "index", device=device),
+        text_neighbours=load_csr(folder / "text_neighbours.safetensors"),
+        steps=state["tower_steps"],
+        **{name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in VECTORS},
     )
     has_interest, has_ranker = (folder / "interest").exists(), (folder / "ranker").exists()
     facts = {name: state[name] for name in ("window_kind", "as_of", "hide_seen", "weights")}
@@ -118,7 +131,7 @@ def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, 
         config,
         repeats=not facts["hide_seen"],
         weights=facts["weights"],
-        known_covisitation=load_csr(folder / "covisitation.safetensors"),
+        known_behaviour={path.stem: load_csr(path) for path in _behaviour_files(folder)},
     )
     return Fitted(
         catalogue=catalogue,
@@ -133,9 +146,16 @@ def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, 
     )
 
 
+def _behaviour_files(folder: Path) -> list[Path]:
+    """Where `write_fitted` put the neighbours learnt from behaviour; one that was left out has no file."""
+    return [path for name in BEHAVIOUR if (path := folder / f"{name}.safetensors").exists()]
+
+
 def _parts(fitted: Fitted) -> dict[str, Any]:
     return {
         "encoder": fitted.towers.encoder,
+        "words": fitted.towers.words,
+        "item_tower": fitted.towers.item_tower,
         "history": fitted.towers.history_encoder,
         "index": fitted.towers.index,
         "interest": fitted.interest,

@@ -1,9 +1,9 @@
 """`fit` as a straight line of named steps.
 
 Owns the order of the steps and who may see which window: towers learn from A, the interest model from B, the ranker
-from C. At the end histories, counts, features and sources move on to the newest data while every trained weight stays:
-so at serving the ranker sees scores from the same models, applied to interactions that they have not learnt from, just
-as at training.
+from C. At the end histories, counts, features, sources and the two towers move on to the newest data, while encoder,
+interest model and ranker stay: at serving, as at training, the ranker sees scores of towers that learnt from what lies
+before the items which they score.
 """
 
 import logging
@@ -12,15 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
-import torch
 
-from indexing.contrastive import train_history_encoder, tune_encoder
-from indexing.encoder import BiEncoder, resolve_encoder
-from indexing.history import HistoryEncoder
-from indexing.index import VectorIndex, build_index, index_summary
-from indexing.lexical import text_neighbours
+from indexing.encoder import resolve_encoder
 from ranking.features import feature_names
 from ranking.interest import InterestModel
 from ranking.ranker import Ranker
@@ -29,14 +23,12 @@ from ranking.training_set import label_candidates
 from recsys import metrics
 from recsys.catalogue import Catalogue, user_numbers
 from recsys.config import RecommenderConfig
-from recsys.errors import InvalidConfig
 from recsys.fitted import Fitted
 from recsys.notes import Notes
 from recsys.schema import Tables
 from recsys.snapshot import (
     People,
     Snapshot,
-    Towers,
     candidate_frame,
     gather_people,
     history_texts,
@@ -44,14 +36,14 @@ from recsys.snapshot import (
     to_frame,
 )
 from recsys.splits import Windows, end_of, make_windows, moments
-from recsys.text import history_text
+from recsys.towers import Towers, learn_towers, load_encoder, prepare_encoder, renew_towers
 
 MIN_RANKER_USERS = 20
 MIN_INTEREST_USERS = 8
 MIN_SOURCE_WEIGHT = 0.05
+WEIGHED_DEPTH = 100
 VALIDATION_SHARE = 0.15
 NEGATIVE_DEPTH = 100  # negatives of the interest model come from the best candidates, where it will be asked
-READ_PER_HISTORY = 8  # newest items in the text of a history
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +76,10 @@ def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
     notes.add(f"windows: {windows.kind}. {windows.reason}")
     hide_seen = decide_seen(tables.interactions, config, notes)
     encoder = load_encoder(config, device)
-    readable = can_read(encoder, catalogue, config, notes)
-    before_b = to_events(windows.history_b, catalogue)
-    towers = train_towers(encoder, before_b, catalogue, config, device, notes, tune=readable)
+    readable = prepare_encoder(encoder, catalogue, config, notes)
+    kinds = tuple(windows.history_b["event"].unique().sort())
+    before_b = to_events(windows.history_b, catalogue, kinds)
+    towers = learn_towers(encoder, before_b, kinds, catalogue, config, device, notes, tune=readable)
 
     b = open_window(windows, "b", {}, towers, catalogue, numbers, config, hide_seen=hide_seen)
     candidates = retrieve(b, catalogue, config, hide_seen=hide_seen)
@@ -96,7 +89,9 @@ def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
     c = open_window(windows, "c", weights, towers, catalogue, numbers, config, hide_seen=hide_seen)
     ranker = train_ranker(c, interest, catalogue, config, notes, hide_seen=hide_seen)
 
-    events = to_events(tables.interactions, catalogue)
+    events = to_events(tables.interactions, catalogue, kinds)
+    if config.renew_towers:
+        towers = renew_towers(towers, events, catalogue, config, device)
     as_of = windows.end.timestamp()
     now = take_snapshot(events, as_of, towers, catalogue, config, repeats=not hide_seen, weights=weights)
     return Fitted(
@@ -115,12 +110,18 @@ def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
     )
 
 
-def to_events(interactions: pl.DataFrame, catalogue: Catalogue) -> pl.DataFrame:
-    """`user_id`, `item_row` (Int32), `seconds` (Float64, Unix time), in the order of the interactions."""
+def to_events(interactions: pl.DataFrame, catalogue: Catalogue, kinds: tuple[str, ...]) -> pl.DataFrame:
+    """`user_id`, `item_row` (Int32), `seconds` (Float64, Unix time), `event_row` (Int16), `weight` (Float32).
+
+    In the order of the interactions. A kind of event that is not among `kinds` counts as the first.
+    """
+    codes = {kind: row for row, kind in enumerate(kinds)}
     return interactions.select(
         "user_id",
         item_row=pl.Series(catalogue.rows_of(interactions["item_id"]), dtype=pl.Int32),
         seconds=pl.col("timestamp").dt.epoch("us") / 1e6,
+        event_row=pl.col("event").replace_strict(codes, default=0, return_dtype=pl.Int16),
+        weight=pl.col("weight").cast(pl.Float32),
     )
 
 
@@ -135,103 +136,6 @@ def decide_seen(interactions: pl.DataFrame, config: RecommenderConfig, notes: No
         f"so items that a user has already taken are {word}."
     )
     return hide
-
-
-def train_towers(
-    encoder: BiEncoder,
-    events: pl.DataFrame,
-    catalogue: Catalogue,
-    config: RecommenderConfig,
-    device: str,
-    notes: Notes,
-    *,
-    tune: bool,
-) -> Towers:
-    """Stage 1 on window A: fine-tune the text encoder, encode the catalogue, train the user tower, build the index."""
-    people = gather_people(events, events["user_id"].unique().sort())
-    steps = 0
-    if tune:
-        anchors, positives, owners = history_pairs(people, catalogue, config, device)
-        steps = tune_encoder(
-            encoder, anchors, positives, owners, config.contrastive,
-            device=device, seed=config.seed, progress=config.progress,
-        )  # fmt: skip
-    vectors = encoder.encode(catalogue.texts, progress=config.progress)[catalogue.text_rows]
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        history_encoder = HistoryEncoder(config.history, item_dim=encoder.dim).to(device)
-    history_steps = train_history_encoder(
-        history_encoder, people.histories, vectors, catalogue.text_rows, config.contrastive,
-        device=device, seed=config.seed, progress=config.progress,
-    )  # fmt: skip
-    index = configured_index(vectors, config, device)
-    notes.add(
-        f"stage 1: {steps} steps on the text encoder, {history_steps} on the history encoder; index: "
-        f"{index_summary(index)}."
-    )
-    return Towers(encoder, history_encoder, vectors, index, text_neighbours(catalogue.texts, config.lexical))
-
-
-def load_encoder(config: RecommenderConfig, device: str) -> BiEncoder:
-    """The configured text encoder.
-
-    Raises:
-        InvalidConfig: it cannot be had; the message names the remedy.
-    """
-    try:
-        return BiEncoder(config.encoder, device=device)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise InvalidConfig(str(error)) from error
-
-
-def configured_index(vectors: npt.NDArray[np.float32], config: RecommenderConfig, device: str) -> VectorIndex:
-    """The index over the item vectors.
-
-    Raises:
-        InvalidConfig: the configured kind cannot be built here or from so few vectors.
-    """
-    try:
-        return build_index(vectors, config.index, device=device)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        raise InvalidConfig(str(error)) from error
-
-
-def can_read(encoder: BiEncoder, catalogue: Catalogue, config: RecommenderConfig, notes: Notes) -> bool:
-    """Whether the tokenizer knows the catalogue's script; where it does not, training text models would be in vain."""
-    share = encoder.unknown_share(catalogue.texts)
-    if share <= config.unknown_token_limit:
-        return True
-    notes.add(
-        f"{share:.0%} of the text's tokens are unknown to the encoder {config.encoder.model!r} (limit "
-        f"{config.unknown_token_limit:.0%}): it cannot read this language, so it is not fine-tuned and the interest "
-        "model is left out. Behaviour and the lexical source carry the lists. Set encoder.model to a multilingual or "
-        "Chinese checkpoint, such as 'BAAI/bge-small-zh-v1.5', or to a local folder with one.",
-        level=logging.WARNING,
-    )
-    return False
-
-
-def history_pairs(
-    people: People, catalogue: Catalogue, config: RecommenderConfig, device: str
-) -> tuple[list[str], list[str], npt.NDArray[np.int64]]:
-    """(history text, next item text, user) at moments drawn from all histories, as many as the encoder will read."""
-    histories = people.histories
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
-    later = np.flatnonzero(np.arange(len(owner)) > histories.offsets[owner])  # not a user's first event
-    wanted = config.contrastive.steps_on(device) * config.contrastive.encoder_batch_size
-    drawn = np.random.default_rng(config.seed).permutation(later)[:wanted]
-    titles = catalogue.items["title"].to_list()
-    anchors = []
-    for position in drawn:
-        start = max(histories.offsets[owner[position]], position - READ_PER_HISTORY)
-        newest_first = histories.item_rows[start:position][::-1]
-        anchors.append(history_text([titles[row] for row in newest_first]))
-    positives = [catalogue.text_of(row) for row in histories.item_rows[drawn]]
-    return anchors, positives, owner[drawn].astype(np.int64)
 
 
 def open_window(
@@ -251,7 +155,7 @@ def open_window(
         if name == "b"
         else (windows.history_c, windows.labels_c, windows.start_c)
     )
-    events = to_events(history, catalogue)
+    events = to_events(history, catalogue, towers.event_kinds)
     moment = (start or end_of(history)).timestamp()
     snapshot = take_snapshot(events, moment, towers, catalogue, config, repeats=not hide_seen, weights=weights)
     known = moments(history.join(labels, on="user_id", how="semi"), windows.kind, start)
@@ -260,7 +164,12 @@ def open_window(
     seconds = known["moment"].dt.epoch("us") / 1e6
     people = gather_people(events, known["user_id"], seconds, numbers)
     rows = known.select("user_id").with_row_index("user_row").cast({"user_row": pl.Int32})
-    taken = to_events(labels, catalogue).join(rows, on="user_id").select("user_row", "item_row").unique()
+    taken = (
+        to_events(labels, catalogue, towers.event_kinds)
+        .join(rows, on="user_id")
+        .select("user_row", "item_row")
+        .unique()
+    )
     return LabelWindow(people, taken.sort("user_row", "item_row"), snapshot)
 
 
@@ -274,10 +183,14 @@ def retrieve(window: LabelWindow, catalogue: Catalogue, config: RecommenderConfi
 
 
 def weigh_sources(candidates: pl.DataFrame, labels: pl.DataFrame) -> dict[str, float]:
-    """A source's worth in the blend: how many of its first ten were taken, relative to the best source."""
+    """A source's worth in the blend: how many of its first `WEIGHED_DEPTH` were taken, relative to the best source.
+
+    The depth is that of the lists which the blend decides about. What a source has among its first ten says little
+    about that: one with a few sure hits on top and nothing below would bury one that finds much more a little later.
+    """
     taken = candidates.join(labels, on=["user_row", "item_row"], how="semi")
     ranks = [name for name in candidates.columns if name.endswith("_rank")]
-    hits = {name.removesuffix("_rank"): taken.filter(pl.col(name) <= 10).height for name in ranks}
+    hits = {name.removesuffix("_rank"): taken.filter(pl.col(name) <= WEIGHED_DEPTH).height for name in ranks}
     best = max(hits.values(), default=0)
     return {name: max(n / best, MIN_SOURCE_WEIGHT) if best else 1.0 for name, n in hits.items()}
 

@@ -13,23 +13,31 @@ import narwhals as nw
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from tqdm import tqdm
 
 from ranking.rerank import top_k
 from recsys import pipeline
-from recsys.arguments import FilterSeen, OnUnknown, check_on_unknown, hide_seen, id_series, positive
+from recsys.arguments import (
+    FilterSeen,
+    OnUnknown,
+    asked_alone,
+    check_on_unknown,
+    distinct_texts,
+    hide_seen,
+    id_series,
+    positive,
+)
 from recsys.bundle import open_bundle, write_bundle
 from recsys.catalogue import user_numbers
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.device import resolve_device
 from recsys.errors import InvalidData, NotFitted, UnknownUsers
 from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
+from recsys.lists import best_items, with_source
+from recsys.nearest import nearest_to_items, nearest_to_texts
 from recsys.schema import Table, to_caller, validate, validate_histories
-from recsys.snapshot import People, candidate_frame, gather_people, to_frame
+from recsys.snapshot import People, gather_people, to_frame
 
 log = logging.getLogger("recsys")
-
-USERS_PER_BLOCK = 512
 
 
 class Recommender:
@@ -142,70 +150,95 @@ class Recommender:
         """
         state = self._state
         given = validate_histories(histories, state.catalogue.items)
-        events, ids = pipeline.to_events(given.interactions, state.catalogue), given.users
+        events, ids = pipeline.to_events(given.interactions, state.catalogue, state.towers.event_kinds), given.users
         people = self._people(events if given.timed else self._ending_now(events), ids)
         return self._lists(people, ids, k, filter_seen, self._blocked(allow_items, deny_items), details=details)
 
-    def retrieve(self, users: Iterable[Any], n_candidates: int = 100, *, filter_seen: FilterSeen = "auto") -> Any:
+    def retrieve(
+        self,
+        users: Iterable[Any],
+        n_candidates: int = 100,
+        *,
+        filter_seen: FilterSeen = "auto",
+        sources: Iterable[str] | None = None,
+        allow_items: Iterable[Any] | None = None,
+        deny_items: Iterable[Any] | None = None,
+    ) -> Any:
         """Stage 1 alone.
 
         Args:
             users: user ids.
             n_candidates: candidates per user.
             filter_seen: see `recommend`.
+            sources: names of the sources to ask, such as "vector" for one search of the index; None asks all.
+            allow_items: see `recommend`.
+            deny_items: see `recommend`.
 
         Returns:
             `user_id`, `item_id`, `rank`, `score` (the blend of the sources), `source` (who proposed it).
         """
         state = self._state
         ids = self._user_ids(users)
-        found = state.snapshot.retriever.retrieve(
+        retriever = state.snapshot.retriever
+        found = (retriever if sources is None else asked_alone(retriever, sources)).retrieve(
             self._known_people(ids).histories,
-            blocked=self._blocked(None, None),
+            blocked=self._blocked(allow_items, deny_items),
             hide_seen=hide_seen(filter_seen, auto=state.hide_seen),
             n_candidates=positive(n_candidates, "n_candidates"),
             progress=self.config.progress and len(ids) > 1,
         )
         frame = to_frame(found).with_columns(score=pl.col("stage1_score"))
-        ranked = _with_source(top_k(frame, n_candidates))
+        ranked = with_source(top_k(frame, n_candidates))
         self._report_short(ranked, len(ids), n_candidates)
         return self._named(ranked, ids, ["user_id", "item_id", "rank", "score", "source"])
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> Any:
-        """Nearest items by the vectors of their texts.
+        """Nearest items by their vectors, which hold text and behaviour.
 
         Args:
             items: item ids.
             k: neighbours per item.
 
         Returns:
-            `item_id`, `similar_item_id`, `rank`, `score` (cosine), never the item itself; nothing for an item without
-            text. Repeated ids count once.
+            `item_id`, `similar_item_id`, `rank`, `score` (cosine), never the item itself; nothing for an item with
+            neither text nor behaviour. Repeated ids count once.
 
         Raises:
             InvalidData: an id that is not in the catalogue.
         """
         state = self._state
         asked = pl.Series(self._item_rows(items, "items")).unique(maintain_order=True).to_numpy()
-        rows = asked[state.catalogue.has_text[asked]]
-        depth = min(positive(k, "k") + 1, len(state.catalogue))
-        allowed = state.catalogue.available & state.catalogue.has_text
-        found, scores = state.towers.index.search(state.towers.item_vectors[rows], depth, allowed=allowed)
-        pairs = pl.DataFrame(
-            {
-                "user_row": np.repeat(np.arange(len(rows), dtype=np.int32), found.shape[1]),
-                "item_row": found.ravel(),
-                "score": scores.ravel(),
-            }
-        )
-        own = pl.Series(np.repeat(rows, found.shape[1]))
-        best = top_k(pairs.filter((pl.col("item_row") >= 0) & (pl.col("item_row") != own)), k)
+        rows = asked[state.towers.searchable[asked]]
+        best = nearest_to_items(state.towers, state.catalogue, rows, positive(k, "k"))
         self._report_short(best, len(asked), k)
         named = best.with_columns(
             item_id=state.catalogue.ids_of(rows[best["user_row"].to_numpy()]),
             similar_item_id=state.catalogue.ids_of(best["item_row"].to_numpy()),
         )
         return to_caller(named.select("item_id", "similar_item_id", "rank", "score"), self._implementation)
+
+    def search(self, texts: Sequence[str], k: int = 10) -> Any:
+        """Items for people of whom only a text is known: a query, a profile, a wish.
+
+        Args:
+            texts: in any language that the encoder or the catalogue's own words cover.
+            k: items per text.
+
+        Returns:
+            `text`, `item_id`, `rank`, `score` (cosine), in the order of the texts. Repeated texts count once.
+
+        Raises:
+            InvalidData: a text is not a string.
+        """
+        state = self._state
+        asked = distinct_texts(texts)
+        best = nearest_to_texts(state.towers, state.catalogue, asked, positive(k, "k"))
+        self._report_short(best, len(asked), k)
+        named = best.with_columns(
+            text=pl.Series(asked, dtype=pl.String).gather(best["user_row"]),
+            item_id=state.catalogue.ids_of(best["item_row"].to_numpy()),
+        )
+        return to_caller(named.select("text", "item_id", "rank", "score"), self._implementation)
 
     def save(self, folder: str | Path) -> None:
         """Write a sealed folder: every file with its length and sha256 in `MANIFEST.json`, nothing half-written.
@@ -233,52 +266,17 @@ class Recommender:
         return recommender
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of stage 1's sources, for `retrieve`."""
+        return tuple(self._state.snapshot.retriever.sources)
+
+    @property
     def _state(self) -> Fitted:
         if self._fitted is None:
             raise NotFitted(
                 "this recommender has not learnt anything yet; call fit(interactions, items) or load(folder)"
             )
         return self._fitted
-
-    def _rank(
-        self, people: People, k: int, *, blocked: npt.NDArray[np.bool_], hide_seen: bool, progress: bool
-    ) -> pl.DataFrame:
-        """The best `k` of each user, block by block so that memory does not grow with the number of users."""
-        positive(k, "k")
-        starts = range(0, max(len(people), 1), USERS_PER_BLOCK)
-        bar = tqdm(starts, desc="recommend", disable=not (progress and self.config.progress))
-        parts = [
-            self._rank_block(people.slice(start, start + USERS_PER_BLOCK), k, blocked, hide_seen).with_columns(
-                pl.col("user_row") + pl.lit(start, dtype=pl.Int32)
-            )
-            for start in bar
-        ]
-        return pl.concat(parts)
-
-    def _rank_block(self, people: People, k: int, blocked: npt.NDArray[np.bool_], hide_seen: bool) -> pl.DataFrame:
-        """Ranker's scores for people with history, the blend of what is popular for the others."""
-        state = self._state
-        frame = candidate_frame(
-            people,
-            state.snapshot,
-            state.interest,
-            state.catalogue,
-            self.config,
-            blocked=blocked,
-            hide_seen=hide_seen,
-            n_candidates=max(k, self.config.retriever.n_candidates),
-        )
-        known = pl.Series(people.histories.lengths > 0)
-        frame = frame.with_columns(is_fallback=~known.gather(frame["user_row"]))
-        score = pl.col("stage1_score").cast(pl.Float64)
-        if state.ranker is not None:
-            ranked = pl.Series(state.ranker.predict(frame), dtype=pl.Float64)
-            score = pl.when("is_fallback").then(score).otherwise(ranked)
-        if "interest_score" not in frame.columns:
-            frame = frame.with_columns(interest_score=pl.lit(None, dtype=pl.Float32))
-        ranks = [name for name in frame.columns if name.endswith("_rank") and name != "interest_rank"]
-        kept = ["user_row", "item_row", "score", "stage1_score", "interest_score", "is_fallback", *ranks]
-        return top_k(frame.with_columns(score=score).select(kept), k)
 
     def _lists(
         self,
@@ -292,12 +290,15 @@ class Recommender:
     ) -> Any:
         """Rank, then ids instead of rows, a word about short lists, and the caller's frame library."""
         hide = hide_seen(filter_seen, auto=self._state.hide_seen)
-        lists = self._rank(people, k, blocked=blocked, hide_seen=hide, progress=len(ids) > 1)
+        lists = best_items(
+            self._state, people, positive(k, "k"), self.config,
+            blocked=blocked, hide_seen=hide, progress=self.config.progress and len(ids) > 1,
+        )  # fmt: skip
         self._report_short(lists, len(ids), k)
         columns = ["user_id", "item_id", "rank", "score"]
         if details:
             columns += ["source", "stage1_score", "interest_score", "is_fallback"]
-            lists = _with_source(lists)
+            lists = with_source(lists)
         return self._named(lists, ids, columns)
 
     def _report_short(self, lists: pl.DataFrame, n_asked: int, k: int) -> None:
@@ -386,10 +387,3 @@ class Recommender:
                 remedy="leave them out or fit with an items table that has them",
             )
         return rows
-
-
-def _with_source(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add `source`: the names of the sources that proposed the item, joined by "+"."""
-    names = [name.removesuffix("_rank") for name in frame.columns if name.endswith("_rank") and name != "interest_rank"]
-    proposed = [pl.when(pl.col(f"{name}_rank").is_not_null()).then(pl.lit(name)) for name in names]
-    return frame.with_columns(source=pl.concat_str(proposed, separator="+", ignore_nulls=True))

@@ -15,36 +15,18 @@ import polars as pl
 import scipy.sparse as sp
 
 from indexing.covisitation import covisitation
-from indexing.encoder import BiEncoder
-from indexing.history import Histories, HistoryEncoder
-from indexing.index import VectorIndex
+from indexing.ease import ease
+from indexing.history import Histories
 from indexing.lexical import lexical_neighbours
-from indexing.retriever import Candidates, Retriever, build_retriever
+from indexing.retriever import Candidates, Retriever, build_retriever, recent_counts
 from indexing.sources import NeighbourSource
+from indexing.trending import group_neighbours
 from ranking.features import build_features, item_statistics
 from ranking.interest import InterestModel
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.text import history_text
-
-
-@dataclass(frozen=True, slots=True)
-class Towers:
-    """Stage 1's trained models and what they made of the catalogue.
-
-    Attributes:
-        encoder: the text encoder.
-        history_encoder: the user tower.
-        item_vectors: float32 (n_items, dim), unit length.
-        index: over the item vectors.
-        text_neighbours: float32 CSR (n_texts, n_texts), lexical.
-    """
-
-    encoder: BiEncoder
-    history_encoder: HistoryEncoder
-    item_vectors: npt.NDArray[np.float32]
-    index: VectorIndex
-    text_neighbours: sp.csr_matrix
+from recsys.towers import Towers, histories_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +34,8 @@ class People:
     """The users of one request or one training window, numbered 0..n-1.
 
     Attributes:
-        history: `user_row` Int32, `item_row` Int32, `seconds` Float64; sorted by user, then time, then item.
+        history: `user_row` Int32, `item_row` Int32, `seconds` Float64, `event_row` Int16; sorted by user, then time,
+            then item.
         moments: `user_row`, `moment` (Unix seconds), one row a user: all of his history lies before it.
         numbers: `user_row` and Float32 columns from the users table, or None.
     """
@@ -70,7 +53,8 @@ class People:
         """The same histories as arrays."""
         lengths = np.bincount(self.history["user_row"].to_numpy(), minlength=len(self))
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return Histories(offsets, self.history["item_row"].to_numpy())
+        columns = (self.history[name].to_numpy() for name in ("item_row", "event_row", "seconds"))
+        return Histories(offsets, *columns)
 
     def slice(self, start: int, stop: int) -> "People":
         """The users `start` to `stop`, renumbered from 0."""
@@ -93,14 +77,14 @@ def gather_people(
     """Number the users in the order given and collect what is known about them.
 
     Args:
-        events: `user_id`, `item_row`, `seconds`; rows of other users are ignored.
+        events: `user_id`, `item_row`, `seconds`, `event_row`; rows of other users are ignored.
         user_ids: distinct ids, n_users.
         moments: Float64 (n_users,), Unix seconds; or one number for all.
         numbers: `user_id` and Float32 columns, or None.
     """
     people = pl.DataFrame({"user_id": user_ids}).with_row_index("user_row").cast({"user_row": pl.Int32})
     people = people.with_columns(moment=moments)
-    history = events.join(people, on="user_id").select("user_row", "item_row", "seconds")
+    history = events.join(people, on="user_id").select("user_row", "item_row", "seconds", "event_row")
     known = None
     if numbers is not None:
         known = people.join(numbers, on="user_id", how="left").select("user_row", *numbers.columns[1:])
@@ -114,12 +98,12 @@ class Snapshot:
     Attributes:
         retriever: the sources.
         statistics: behavioural features of every item.
-        covisitation: float32 CSR (n_items, n_items).
+        behaviour: item neighbours learnt from behaviour, float32 CSR (n_items, n_items): "covisitation", "ease".
     """
 
     retriever: Retriever
     statistics: pl.DataFrame
-    covisitation: sp.csr_matrix
+    behaviour: Mapping[str, sp.csr_matrix]
 
 
 def take_snapshot(
@@ -131,7 +115,7 @@ def take_snapshot(
     *,
     repeats: bool,
     weights: Mapping[str, float] | None = None,
-    known_covisitation: sp.csr_matrix | None = None,
+    known_behaviour: Mapping[str, sp.csr_matrix] | None = None,
 ) -> Snapshot:
     """Build the sources and the item statistics from all interactions before the moment.
 
@@ -143,29 +127,38 @@ def take_snapshot(
         config: depths, windows, neighbours.
         repeats: whether the user's own items are a source.
         weights: of the sources in the blend.
-        known_covisitation: the matrix of the same events, where it was stored.
+        known_behaviour: the matrices of the same events, where they were stored.
     """
-    by_user = events.sort("user_id", "seconds", "item_row")
-    lengths = by_user["user_id"].rle().struct.field("len").to_numpy()
-    histories = Histories(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), by_user["item_row"].to_numpy())
-    pairs = known_covisitation
-    if pairs is None:
-        pairs = covisitation(histories, len(catalogue), config.covisitation)
+    behaviour = known_behaviour
+    if behaviour is None:
+        behaviour = learn_behaviour(events, len(catalogue), config)
     rows = events["item_row"].to_numpy()
-    neighbours = _neighbour_sources(pairs, rows, towers, catalogue, config, repeats=repeats)
+    neighbours = _neighbour_sources(behaviour, rows, towers, catalogue, config, repeats=repeats)
     retriever = build_retriever(
         config.retriever,
         encoder=towers.history_encoder,
         item_vectors=towers.item_vectors,
         index=towers.index,
-        searchable=catalogue.has_text,
+        searchable=towers.searchable,
         neighbours=neighbours,
         rows=rows,
         weights=weights,
     )
     numbered = events.select(pl.col("user_id").rank("dense").alias("user_row"), "item_row", "seconds")
     statistics = item_statistics(numbered, catalogue.groups, moment, config.features)
-    return Snapshot(retriever, statistics.join(catalogue.numbers, on="item_row", how="left"), pairs)
+    return Snapshot(retriever, statistics.join(catalogue.numbers, on="item_row", how="left"), behaviour)
+
+
+def learn_behaviour(events: pl.DataFrame, n_items: int, config: RecommenderConfig) -> dict[str, sp.csr_matrix]:
+    """The item neighbours that are asked for and fit, from events in any order."""
+    histories = histories_of(events)
+    found = {}
+    if config.retriever.covisitation:
+        found["covisitation"] = covisitation(histories, n_items, config.covisitation)
+    weights = ease(histories, n_items, config.ease) if config.retriever.ease else None
+    if weights is not None:
+        found["ease"] = weights
+    return found
 
 
 def candidate_frame(
@@ -240,7 +233,7 @@ def history_texts(people: People, catalogue: Catalogue, *, newest: int = 20) -> 
 
 
 def _neighbour_sources(
-    pairs: sp.csr_matrix,
+    behaviour: Mapping[str, sp.csr_matrix],
     rows: npt.NDArray[np.int32],
     towers: Towers,
     catalogue: Catalogue,
@@ -248,17 +241,23 @@ def _neighbour_sources(
     *,
     repeats: bool,
 ) -> dict[str, NeighbourSource]:
-    """Covisitation, lexical and, where repeats are common, the user's own items."""
-    n_items = len(catalogue)
-    depth = config.retriever
+    """From behaviour, words, categories where there are several and, where repeats are common, the user's own items."""
+    n_items, depth = len(catalogue), config.retriever
     popularity = np.bincount(rows, minlength=n_items).astype(np.float32)
-    identity = np.arange(n_items)
     words = lexical_neighbours(towers.text_neighbours, catalogue.text_rows, popularity, config.lexical)
+    groups = catalogue.groups["category"].to_numpy().astype(np.int64)
+    identity, power, lasting = np.arange(n_items), depth.history_power, depth.lasting_power
+    powers = {"covisitation": power, "ease": lasting}
     sources = {
-        "covisitation": NeighbourSource(pairs, identity, depth.history_length, depth.history_power),
-        "lexical": NeighbourSource(words, catalogue.text_rows, depth.lexical_length, depth.history_power),
+        name: NeighbourSource(matrix, identity, depth.neighbour_length, powers[name])
+        for name, matrix in behaviour.items()
     }
+    sources["lexical"] = NeighbourSource(words, catalogue.text_rows, depth.lexical_length, power)
+    if depth.category and len(np.unique(groups)) > 1:
+        recent = recent_counts(rows, n_items, depth.recent_share)
+        trending = group_neighbours(groups, recent, per_group=depth.category)
+        sources["category"] = NeighbourSource(trending, groups, depth.history_length, lasting)
     if repeats:
         itself = sp.eye_array(n_items, dtype=np.float32, format="csr")
-        sources["repeat"] = NeighbourSource(itself, identity, depth.history_length, depth.history_power)
+        sources["repeat"] = NeighbourSource(itself, identity, depth.history_length, power)
     return sources

@@ -27,14 +27,14 @@ def by_hand(lists: list[list[int]], config: CovisitationConfig) -> np.ndarray:
             for distance in range(1, config.window + 1):
                 if place + distance < len(rows) and rows[place + distance] != first:
                     second = rows[place + distance]
-                    scores[first, second] += 1 / distance
-                    scores[second, first] += config.reverse_weight / distance
+                    scores[first, second] += distance**-config.distance_power
+                    scores[second, first] += config.reverse_weight * distance**-config.distance_power
     return scores / np.sqrt(np.outer(np.maximum(counts, 1), np.maximum(counts, 1)))
 
 
-@given(LISTS, st.integers(1, 12), st.sampled_from([0.0, 0.5, 1.0]))
-def test_equals_a_double_loop(lists, window, reverse_weight):
-    config = CovisitationConfig(window=window, reverse_weight=reverse_weight)
+@given(LISTS, st.integers(1, 12), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.5, 1.0]))
+def test_equals_a_double_loop(lists, window, reverse_weight, distance_power):
+    config = CovisitationConfig(window=window, reverse_weight=reverse_weight, distance_power=distance_power)
     matrix = covisitation(histories_of(lists), N_ITEMS, config)
     assert matrix.dtype == np.float32
     assert matrix.has_sorted_indices
@@ -72,9 +72,17 @@ def test_blocks_of_distances_give_the_same_as_one_block(lists, pairs_per_block):
         np.testing.assert_allclose(covisitation(histories_of(lists), N_ITEMS, config).toarray(), whole, rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"window": 0}, {"n_neighbours": 0}])
+def test_the_window_shrinks_until_the_pairs_are_few_enough():
+    lists = [[0, 1, 2, 3], [4, 5]]  # 6 events
+    few = covisitation(histories_of(lists), N_ITEMS, CovisitationConfig(window=9, max_pairs=12))
+    assert (few != covisitation(histories_of(lists), N_ITEMS, CovisitationConfig(window=2))).nnz == 0
+    least = covisitation(histories_of(lists), N_ITEMS, CovisitationConfig(window=9, max_pairs=1))
+    assert (least != covisitation(histories_of(lists), N_ITEMS, CovisitationConfig(window=1))).nnz == 0
+
+
+@pytest.mark.parametrize("wrong", [{"window": 0}, {"max_pairs": 0}, {"n_neighbours": 0}])
 def test_config_refuses_empty_windows_and_lists(wrong):
-    with pytest.raises(ValueError, match="window and n_neighbours must be at least 1"):
+    with pytest.raises(ValueError, match="window, max_pairs and n_neighbours must be at least 1"):
         CovisitationConfig(**wrong)
 
 
@@ -82,3 +90,9 @@ def test_config_refuses_empty_windows_and_lists(wrong):
 def test_config_refuses_a_reverse_weight_that_is_no_share(weight):
     with pytest.raises(ValueError, match=rf"reverse_weight={weight} must lie in \[0, 1\]"):
         CovisitationConfig(reverse_weight=weight)
+
+
+@pytest.mark.parametrize("power", [-0.5, float("nan")])
+def test_config_refuses_a_power_that_favours_the_distant(power):
+    with pytest.raises(ValueError, match=rf"distance_power={power} must be 0 or more"):
+        CovisitationConfig(distance_power=power)

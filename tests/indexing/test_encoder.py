@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from indexing.encoder import BiEncoder, EncoderConfig, best_precision, resolve_encoder
+from indexing.embedding_cache import EmbeddingCache
+from indexing.encoder import BiEncoder, EncoderConfig, _batches, best_precision, resolve_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["red running shoe", "cast iron pan", "", "无线降噪耳机", "red running shoe", "a" * 40]
@@ -21,7 +23,7 @@ TEXTS = ["red running shoe", "cast iron pan", "", "无线降噪耳机", "red run
 
 @pytest.fixture(scope="module")
 def config(tiny_bert):
-    return EncoderConfig(model=tiny_bert, max_tokens=16, batch_size=2, precision="fp32")
+    return EncoderConfig(model=tiny_bert, max_tokens=16, batch_tokens=32, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,78 @@ class TestEncode:
         vectors = encoder.encode(texts)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), np.ones(len(texts)), atol=1e-5)
 
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_batches_of_any_size_agree(self, config, precision):
+        texts = [" ".join(["ba", "co", "di"] * n) for n in range(20)]
+        small = BiEncoder(replace(config, precision=precision, batch_tokens=1), device="cpu").encode(texts)
+        large = BiEncoder(replace(config, precision=precision, batch_tokens=None), device="cpu").encode(texts)
+        np.testing.assert_allclose(small, large, atol=1e-6 if precision == "fp32" else 2e-2)
+
+    def test_blocks_agree_with_the_whole(self, encoder, monkeypatch):
+        texts = [f"ba co {n}" for n in range(20)]
+        expected = encoder.encode(texts)
+        monkeypatch.setattr("indexing.encoder._BLOCK", 3)
+        np.testing.assert_allclose(encoder.encode(texts), expected, atol=1e-6)
+
+
+class TestBatches:
+    @given(st.lists(st.integers(1, 40), max_size=40), st.integers(1, 100))
+    def test_hold_each_row_once_within_the_budget_and_longest_first(self, lengths, budget):
+        batches = list(_batches(lengths, budget))
+        rows = [row for batch in batches for row in batch]
+        assert sorted(rows) == list(range(len(lengths)))
+        assert [lengths[row] for row in rows] == sorted(lengths, reverse=True)
+        for batch in batches:
+            assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+
+
+class TestEncodeTo:
+    def test_writes_the_vectors_of_encode_and_nothing_else(self, encoder, tmp_path):
+        encoder.encode_to(tmp_path / "vectors.npy", iter(TEXTS), n_texts=len(TEXTS), block_size=4)
+        vectors = np.load(tmp_path / "vectors.npy", mmap_mode="r", allow_pickle=False)
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, encoder.encode(TEXTS), atol=1e-6)
+        assert [path.name for path in tmp_path.iterdir()] == ["vectors.npy"]
+
+    def test_of_nothing_is_an_empty_matrix(self, encoder, tmp_path):
+        encoder.encode_to(tmp_path / "vectors.npy", [])
+        assert np.load(tmp_path / "vectors.npy").shape == (0, 64)
+
+    def test_counts_rows_on_the_bar_and_fills_the_cache(self, encoder, tmp_path, capfd):
+        cache = EmbeddingCache(tmp_path, encoder.fingerprint())
+        encoder.encode_to(tmp_path / "vectors.npy", TEXTS, cache=cache, progress=True)
+        assert "6/6" in capfd.readouterr().err
+        assert len(cache) == len(set(TEXTS))
+
+    def test_reads_a_block_at_a_time_in_memory_that_does_not_grow(self, encoder, tmp_path):
+        def peak(n):
+            texts = (f"ba co {row}" for row in range(n))
+            tracemalloc.start()
+            encoder.encode_to(tmp_path / "vectors.npy", texts, n_texts=n, block_size=100)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            return peak
+
+        peak(200)  # what the first call allocates for good
+        assert peak(4000) < 4000 * encoder.dim * 4 / 2  # half of what the vectors alone would take
+
+    @pytest.mark.parametrize(
+        ("n", "message"), [(5, "more than the 5 strings"), (7, "holds 6 strings, not the 7 that were announced")]
+    )
+    def test_refuses_another_number_of_texts_and_leaves_the_old_file(self, encoder, tmp_path, n, message):
+        (tmp_path / "vectors.npy").write_bytes(b"old")
+        with pytest.raises(ValueError, match=message):
+            encoder.encode_to(tmp_path / "vectors.npy", iter(TEXTS), n_texts=n, block_size=2)
+        assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("vectors.npy", b"old")]
+
+    def test_refuses_what_it_cannot_count_or_read(self, encoder, tmp_path):
+        with pytest.raises(ValueError, match="texts has no length; say how many strings it holds with n_texts"):
+            encoder.encode_to(tmp_path / "vectors.npy", iter(TEXTS))
+        with pytest.raises(ValueError, match="texts is the single string 'shoe'; give an iterable"):
+            encoder.encode_to(tmp_path / "vectors.npy", "shoe")
+        with pytest.raises(ValueError, match="block_size=0 is under 1"):
+            encoder.encode_to(tmp_path / "vectors.npy", TEXTS, block_size=0)
+
 
 class TestForward:
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -167,7 +241,7 @@ class TestFiles:
 
 class TestFingerprint:
     def test_does_not_depend_on_precision_or_earlier_calls(self, encoder, config):
-        fresh = BiEncoder(replace(config, precision="bf16", batch_size=7), device="cpu").fingerprint()
+        fresh = BiEncoder(replace(config, precision="bf16", batch_tokens=7), device="cpu").fingerprint()
         encoder.encode(TEXTS)
         assert encoder.fingerprint() == fresh
 
@@ -272,7 +346,7 @@ class TestConfig:
         [
             ({"model": ""}, "model is empty"),
             ({"max_tokens": 3}, "max_tokens=3 is under 4"),
-            ({"batch_size": 0}, "batch_size=0 is under 1"),
+            ({"batch_tokens": 0}, "batch_tokens=0 is under 1"),
             ({"precision": "fp16"}, "precision='fp16' is unknown"),
         ],
     )

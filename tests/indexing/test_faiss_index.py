@@ -11,8 +11,8 @@ import torch
 
 from indexing import faiss_index
 from indexing.exact import ExactIndex
-from indexing.faiss_index import FaissIndex, both_builds_installed, faiss_build
-from indexing.index import FloatArray, load_index
+from indexing.faiss_index import FaissIndex, both_builds_installed, effort_at, faiss_build
+from indexing.index import FloatArray, MultiGpu, load_index
 
 
 def clustered(n_clusters: int = 20, size: int = 50, dim: int = 16, seed: int = 0) -> FloatArray:
@@ -57,12 +57,20 @@ class TestProbes:
         exact_rows, _ = ExactIndex(vectors, device="cpu").search(vectors[:10], 20, allowed=allowed)
         np.testing.assert_array_equal(rows, exact_rows)
 
-    def test_n_probe_is_at_most_n_lists(self, vectors: FloatArray, tmp_path: Path) -> None:
+    def test_more_probes_than_lists_are_all_lists(self, vectors: FloatArray) -> None:
         index = FaissIndex.ivf(vectors, n_lists=4, n_probe=1_000, device="cpu")
-        index.save(tmp_path)
-        assert '"n_probe": 4' in (tmp_path / "index.json").read_text()
+        exact_rows, _ = ExactIndex(vectors, device="cpu").search(vectors[:10], 5)
+        np.testing.assert_array_equal(index.search(vectors[:10], 5)[0], exact_rows)
 
-    def test_n_probe_survives_the_file(self, ivf: FaissIndex, vectors: FloatArray, tmp_path: Path) -> None:
+    def test_short_lists_are_followed_by_more(self) -> None:
+        """A cluster of 3 rows and one of 997, in a list each: three rows are not five."""
+        vectors = np.concatenate([clustered(1, 3, seed=1), clustered(1, 997, seed=2)])
+        index = FaissIndex.ivf(vectors, n_lists=2, n_probe=1, device="cpu")
+        rows, _ = index.search(vectors[:1], 5)
+        assert set(rows[0, :3]) == {0, 1, 2}
+        assert (rows[0, 3:] >= 3).all()
+
+    def test_efforts_survive_the_file(self, ivf: FaissIndex, vectors: FloatArray, tmp_path: Path) -> None:
         ivf.save(tmp_path)
         loaded = load_index(tmp_path, device="cpu")
         for found, expected in zip(loaded.search(vectors, 5), ivf.search(vectors, 5), strict=True):
@@ -118,8 +126,8 @@ class TestFile:
             load_index(folder, device="cpu")
 
     def test_refuses_another_index_type(self, folder: Path) -> None:
-        faiss.write_index(faiss.IndexHNSWFlat(8, 4), str(folder / "index.faiss"))
-        with pytest.raises(ValueError, match="holds a IndexHNSWFlat, not a flat or IVF-flat index"):
+        faiss.write_index(faiss.IndexFlatL2(8), str(folder / "index.faiss"))
+        with pytest.raises(ValueError, match="holds a IndexFlatL2, which is no index of ours"):
             load_index(folder, device="cpu")
 
     @pytest.mark.parametrize(
@@ -128,6 +136,10 @@ class TestFile:
             ('"size": 8', '"size": 9', "the index holds 8 x 8, its header says 9 x 8"),
             ('"dim": 8', '"dim": 7', "the index holds 8 x 8, its header says 8 x 7"),
             ('"flat"', '"ivf"', "the file is flat, its header says ivf"),
+            ('"efforts"', '"effort"', "efforts must be pairs of a depth and an effort, by ascending depth, got None"),
+            ('"efforts": [', '"efforts": [[9, 2],', "efforts must be pairs"),
+            ('"efforts": [', '"efforts": [[0, 2],', "efforts must be pairs"),
+            ('"efforts": [', '"efforts": [7,', "efforts must be pairs"),
         ],
     )
     def test_refuses_contradiction(self, folder: Path, old: str, new: str, message: str) -> None:
@@ -185,20 +197,40 @@ class TestGpu:
     """What the GPU cannot do goes to the CPU master, with the same answers."""
 
     @pytest.mark.parametrize("kind", ["flat", "ivf"])
+    @pytest.mark.parametrize("multi_gpu", ["none", "shard", "replicate"])
     @pytest.mark.parametrize("k", [1, 100, 2047, 2048, 2500])
-    def test_equals_exact(self, kind: str, k: int) -> None:
+    def test_equals_exact(self, kind: str, multi_gpu: MultiGpu, k: int) -> None:
         vectors = clustered(size=150)
         queries = clustered(size=2, seed=1)
         index = (
-            FaissIndex.flat(vectors, device="cuda")
+            FaissIndex.flat(vectors, device="cuda", multi_gpu=multi_gpu)
             if kind == "flat"
-            else FaissIndex.ivf(vectors, n_lists=20, n_probe=20, device="cuda:0")
+            else FaissIndex.ivf(vectors, n_lists=20, n_probe=20, device="cuda:0", multi_gpu=multi_gpu)
         )
         assert index.device.startswith("cuda")
         rows, scores = index.search(queries, k)
         exact_rows, exact_scores = ExactIndex(vectors, device="cpu").search(queries, k)
         np.testing.assert_array_equal(rows, exact_rows)
         np.testing.assert_allclose(scores, exact_scores, atol=1e-5)
+
+    @pytest.mark.parametrize("codes", ["flat", "sq8"])
+    def test_probes_as_many_lists_as_the_cpu(self, codes: str) -> None:
+        vectors = clustered(size=150)
+        on_gpu, on_cpu = (
+            FaissIndex.ivf(vectors, n_lists=20, n_probe=1, device=device, codes=codes) for device in ("cuda", "cpu")
+        )
+        for index in (on_gpu, on_cpu):
+            index.efforts = ((10, 2), (100, 8))
+        for k in (10, 100, 10):
+            found, expected = on_gpu.search(vectors[::50], k)[0], on_cpu.search(vectors[::50], k)[0]
+            assert (found == expected).mean() > 0.99
+
+
+def test_efforts_between_and_beyond_the_measured_depths() -> None:
+    efforts = ((100, 4), (1000, 40))
+    assert [round(effort_at(efforts, depth)) for depth in (1, 100, 500, 1000, 2000)] == [4, 4, 20, 40, 80]
+    assert [round(effort_at(((100, 7),), depth)) for depth in (1, 100, 10_000)] == [7, 7, 7]
+    assert round(effort_at(((100, 9), (1000, 3)), 10_000)) == 3
 
 
 @pytest.mark.skipif(faiss_build() == "gpu" and torch.cuda.is_available(), reason="the GPU is used here")

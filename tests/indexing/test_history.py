@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from indexing.history import Histories, HistoryConfig, HistoryEncoder
+from indexing.history import N_GAPS, Histories, HistoryConfig, HistoryEncoder, gap_buckets
 
 DIM = 6
 CONFIG = HistoryConfig(max_length=5, dim=8, n_layers=2, n_heads=2, dropout=0.3, decay=0.8)
@@ -21,17 +23,24 @@ def unit(rows: int, seed: int = 0) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def make_encoder(config: HistoryConfig = CONFIG, *, trained: bool = True) -> HistoryEncoder:
+def make_encoder(config: HistoryConfig = CONFIG, *, trained: bool = True, n_event_kinds: int = 1) -> HistoryEncoder:
     """An encoder whose correction is, where `trained`, as large as the mean that it corrects."""
     torch.manual_seed(0)
-    encoder = HistoryEncoder(config, item_dim=DIM)
+    encoder = HistoryEncoder(config, item_dim=DIM, n_event_kinds=n_event_kinds)
     if trained:
-        torch.nn.init.normal_(encoder.project_out.weight, std=0.5)
+        for layer in (encoder.project_out, encoder.event_kinds, encoder.gaps):
+            torch.nn.init.normal_(layer.weight, std=0.5)
     return encoder.eval()
 
 
 class TestHistories:
     histories = histories_of([3, 1, 4], [], [1, 5, 9, 2, 6])
+    described = replace(
+        histories,
+        event_rows=histories.item_rows.astype(np.int16),
+        seconds=histories.item_rows * 1000.0,
+        weights=histories.item_rows.astype(np.float32) / 2,
+    )
 
     def test_of_gives_each_users_rows_oldest_first(self):
         assert [self.histories.of(user).tolist() for user in range(3)] == [[3, 1, 4], [], [1, 5, 9, 2, 6]]
@@ -49,9 +58,61 @@ class TestHistories:
     def test_slice_of_nobody_is_empty(self):
         assert len(self.histories.slice(2, 2)) == 0
 
-    def test_last_keeps_the_newest_and_pads_on_the_right(self):
-        assert self.histories.last(4).tolist() == [[3, 1, 4, -1], [-1, -1, -1, -1], [5, 9, 2, 6]]
-        assert self.histories.last(4).dtype == np.int64
+    def test_newest_are_positions_oldest_first_padded_on_the_right(self):
+        positions, there = self.histories.newest(4)
+        rows = np.where(there, self.histories.item_rows[positions], -1)
+        assert rows.tolist() == [[3, 1, 4, -1], [-1, -1, -1, -1], [5, 9, 2, 6]]
+        assert positions.min() >= 0
+        assert positions.max() < len(self.histories.item_rows)
+
+    def test_keep_leaves_the_users_and_drops_the_other_items(self):
+        kept = self.described.keep(np.isin(np.arange(10), [1, 4, 6]))
+        assert [kept.of(user).tolist() for user in range(3)] == [[1, 4], [], [1, 6]]
+        self.assert_parts_follow(kept)
+
+    def test_without_last_takes_the_newest_event_of_the_users_asked(self):
+        rest = self.described.without_last(np.array([2]))
+        assert [rest.of(user).tolist() for user in range(3)] == [[3, 1, 4], [], [1, 5, 9, 2]]
+        self.assert_parts_follow(rest)
+        both = self.described.without_last(np.array([0, 2]))
+        assert both.lengths.tolist() == [2, 0, 4]
+        assert self.described.lengths.tolist() == [3, 0, 5]  # the original stays
+
+    def test_without_last_of_nobody_is_the_same(self):
+        rest = self.described.without_last(np.zeros(0, dtype=np.int64))
+        assert rest.item_rows.tolist() == self.described.item_rows.tolist()
+
+    def test_slices_take_kinds_times_and_weights_along(self):
+        self.assert_parts_follow(self.described.slice(1, 3))
+        self.assert_parts_follow(self.described.slice(0, 1))
+
+    def assert_parts_follow(self, histories):
+        """In `described` every part says which item its event was about."""
+        assert histories.event_rows.tolist() == histories.item_rows.tolist()
+        assert histories.seconds.tolist() == (histories.item_rows * 1000.0).tolist()
+        assert histories.weights.tolist() == (histories.item_rows / 2).tolist()
+        assert histories.event_rows.dtype == np.int16
+        assert histories.offsets[-1] == len(histories.item_rows)
+
+
+class TestGapBuckets:
+    def of(self, *lists: list[float]) -> list[int]:
+        histories = histories_of(*([0] * len(seconds) for seconds in lists))
+        flat = np.array([second for seconds in lists for second in seconds], dtype=np.float64)
+        buckets = gap_buckets(replace(histories, seconds=flat))
+        return buckets.tolist()
+
+    def test_are_one_and_the_logarithm_of_the_seconds(self):
+        assert self.of([5.0, 5.0, 6.0, 8.0, 16.0, 16.0 + 2**20]) == [0, 1, 1, 2, 4, 21]
+
+    def test_of_a_first_event_is_zero_whoever_came_before(self):
+        assert self.of([1e9, 1e9 + 4], [], [7.0], [1e9]) == [0, 3, 0, 0]
+
+    def test_stay_in_the_last_bucket_however_long_it_takes(self):
+        assert self.of([-4e9, 4e12]) == [0, N_GAPS - 1]
+
+    def test_of_unknown_times_are_none(self):
+        assert gap_buckets(histories_of([1, 2])) is None
 
 
 class TestHistoryConfig:
@@ -64,9 +125,9 @@ class TestHistoryConfig:
         with pytest.raises(ValueError, match="n_heads=3 must divide dim=128"):
             HistoryConfig(n_heads=3)
 
-    @pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"dropout": -0.1}, {"decay": 0.0}, {"decay": 1.1}])
+    @pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"dropout": -0.1}, {"decay": 0.0}, {"decay": 1.0}])
     def test_refuses_shares_outside_their_range(self, wrong):
-        with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\) and decay in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\) and decay in \(0, 1\)"):
             HistoryConfig(**wrong)
 
 
@@ -155,14 +216,51 @@ class TestEncode:
         np.testing.assert_array_equal(encoder.encode(histories_of([1, 2, 3]), self.vectors), expected)
 
 
+class TestKindsAndGaps:
+    vectors = unit(10)
+    rows = histories_of([1, 2, 3], [4], [5, 6])
+    kinds = np.array([0, 1, 2, 1, 0, 2], dtype=np.int16)
+    seconds = np.array([0.0, 60.0, 9e6, 5.0, 1.0, 3.0])
+
+    def encode(self, *, trained: bool, kinds=None, seconds=None):
+        encoder = make_encoder(trained=trained, n_event_kinds=3)
+        return encoder.encode(replace(self.rows, event_rows=kinds, seconds=seconds), self.vectors)
+
+    def test_change_the_vector_once_they_are_learnt(self):
+        plain = self.encode(trained=True)
+        for told in ({"kinds": self.kinds}, {"seconds": self.seconds}):
+            assert (np.abs(self.encode(trained=True, **told) - plain).max(axis=1) > 1e-2).all()
+
+    def test_change_nothing_before(self):
+        told = self.encode(trained=False, kinds=self.kinds, seconds=self.seconds)
+        np.testing.assert_array_equal(told, self.encode(trained=False))
+
+    def test_give_the_same_vectors_in_forward(self):
+        encoder = make_encoder(n_event_kinds=3)
+        told = replace(self.rows, event_rows=self.kinds, seconds=self.seconds).slice(0, 1)
+        with torch.no_grad():
+            items = torch.from_numpy(self.vectors[[1, 2, 3]])[None]
+            kinds, gaps = torch.tensor([[0, 1, 2]]), torch.tensor([gap_buckets(told).tolist()])
+            expected = encoder(items, kinds, gaps)[0, -1].numpy()
+        np.testing.assert_allclose(encoder.encode(told, self.vectors)[0], expected, atol=1e-6)
+
+
+def test_the_decay_is_learnt():
+    encoder = make_encoder()
+    items = torch.from_numpy(unit(4))[None]
+    encoder(items)[0, -1, 0].backward()
+    assert encoder.decay.grad.abs() > 1e-4
+    assert torch.sigmoid(encoder.decay).item() == pytest.approx(CONFIG.decay)
+
+
 class TestFiles:
     def test_a_loaded_encoder_gives_the_same_bits(self, tmp_path):
-        encoder = make_encoder()
+        encoder = make_encoder(n_event_kinds=3)
         encoder.save(tmp_path / "history")
         state = torch.get_rng_state()
         loaded = HistoryEncoder.load(tmp_path / "history", device="cpu")
         assert torch.equal(torch.get_rng_state(), state)
-        assert loaded.config == CONFIG
+        assert (loaded.config, loaded.n_event_kinds) == (CONFIG, 3)
         asked = histories_of([1, 2], [3], [])
         np.testing.assert_array_equal(loaded.encode(asked, unit(10)), encoder.encode(asked, unit(10)))
 

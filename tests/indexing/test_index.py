@@ -1,8 +1,5 @@
 """One contract for every index kind, checked against a sorted matrix product; the choice between kinds."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,27 +11,36 @@ from numpy.typing import NDArray
 from indexing import exact
 from indexing.exact import ExactIndex
 from indexing.faiss_index import FaissIndex
+from indexing.faiss_master import faiss_build
 from indexing.index import (
     FloatArray,
     Hits,
-    IndexConfig,
     Mask,
     RowArray,
     VectorIndex,
-    build_index,
     index_summary,
     load_index,
 )
+from indexing.rescored import RescoredIndex, shortened
 
 Build = Callable[[FloatArray], VectorIndex]
 Expected = tuple[RowArray, NDArray[np.float64]]
 
 gpu = pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+faiss_gpu = *gpu, pytest.mark.skipif(faiss_build() != "gpu", reason="no GPU build of FAISS")
 
 
-def all_lists(vectors: FloatArray, device: str) -> VectorIndex:
+def all_lists(vectors: FloatArray, device: str, codes: str = "flat") -> FaissIndex:
     n_lists = max(1, len(vectors) // 40)
-    return FaissIndex.ivf(vectors, n_lists=n_lists, n_probe=n_lists, device=device)
+    return FaissIndex.ivf(vectors, n_lists=n_lists, n_probe=n_lists, device=device, codes=codes)
+
+
+def all_rescored(vectors: FloatArray, kind: str, device: str) -> RescoredIndex:
+    """Finds every row at first and so leaves the whole order to the full vectors, here of its own."""
+    vectors = np.array(vectors, order="C")
+    if kind == "sq8":
+        return RescoredIndex(all_lists(vectors, device, "sq8"), vectors, overfetch=1000)
+    return RescoredIndex(ExactIndex(shortened(vectors, 3), device=device), vectors, overfetch=1000)
 
 
 @pytest.fixture(
@@ -42,9 +48,14 @@ def all_lists(vectors: FloatArray, device: str) -> VectorIndex:
         "exact",
         "flat",
         "ivf",
+        "hnsw",
+        "sq8",
+        "short",
         pytest.param("exact-gpu", marks=gpu),
-        pytest.param("flat-gpu", marks=gpu),
-        pytest.param("ivf-gpu", marks=gpu),
+        pytest.param("short-gpu", marks=gpu),
+        pytest.param("flat-gpu", marks=faiss_gpu),
+        pytest.param("ivf-gpu", marks=faiss_gpu),
+        pytest.param("sq8-gpu", marks=faiss_gpu),
     ]
 )
 def build(request: pytest.FixtureRequest) -> Build:
@@ -54,6 +65,10 @@ def build(request: pytest.FixtureRequest) -> Build:
         return lambda vectors: ExactIndex(vectors, device=device)
     if kind == "flat":
         return lambda vectors: FaissIndex.flat(vectors, device=device)
+    if kind == "hnsw":
+        return lambda vectors: FaissIndex.hnsw(vectors, ef_search=64, device=device)
+    if kind in ("sq8", "short"):
+        return lambda vectors: all_rescored(vectors, kind, device)
     return lambda vectors: all_lists(vectors, device)
 
 
@@ -195,8 +210,71 @@ class TestContract:
         index = build(unit_vectors(200))
         index.save(tmp_path / "a")
         load_index(tmp_path / "a", device="cpu").save(tmp_path / "b")
-        for path in (tmp_path / "a").iterdir():
-            assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+        for path in filter(Path.is_file, (tmp_path / "a").rglob("*")):
+            assert (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() == path.read_bytes()
+
+    def test_saved_where_it_was_loaded_from(self, build: Build, tmp_path: Path) -> None:
+        vectors = unit_vectors(200)
+        build(vectors).save(tmp_path)
+        loaded = load_index(tmp_path, device="cpu")
+        loaded.add(unit_vectors(5, seed=1))
+        loaded.save(tmp_path)
+        again = load_index(tmp_path, device="cpu")
+        assert again.size == 205
+        assert_same(again.search(vectors[:9], 3), loaded.search(vectors[:9], 3))
+
+    @pytest.mark.parametrize("n_added", [0, 1, 70])
+    def test_added_rows_are_found_at_once_and_after_save(self, build: Build, n_added: int, tmp_path: Path) -> None:
+        vectors, queries = unit_vectors(230 + n_added), unit_vectors(9, seed=1)
+        index = build(vectors[:230])
+        index.add(vectors[230:])
+        assert (index.size, len(index.deleted)) == (230 + n_added, 230 + n_added)
+        assert_same(index.search(queries, 40), brute_force(vectors, queries, 40))
+        rows, _ = index.search(vectors[230:], 1)
+        np.testing.assert_array_equal(rows[:, 0], np.arange(230, 230 + n_added))
+        index.save(tmp_path)
+        assert_same(load_index(tmp_path, device="cpu").search(queries, 40), brute_force(vectors, queries, 40))
+
+    def test_deleted_rows_never_appear_again(self, build: Build, tmp_path: Path) -> None:
+        vectors, queries = unit_vectors(300), unit_vectors(9, seed=1)
+        alive = np.random.default_rng(2).random(300) < 0.7
+        index = build(vectors)
+        index.delete(np.flatnonzero(~alive)[:10])
+        index.delete(np.flatnonzero(~alive))
+        index.add(vectors[~alive][:4])
+        vectors, alive = np.concatenate([vectors, vectors[~alive][:4]]), np.append(alive, [True] * 4)
+        for k in (10, 304):
+            assert_same(index.search(queries, k), brute_force(vectors, queries, k, alive))
+        allowed = np.arange(304) % 2 == 0
+        assert_same(index.search(queries, 20, allowed=allowed), brute_force(vectors, queries, 20, allowed & alive))
+        index.save(tmp_path)
+        loaded = load_index(tmp_path, device="cpu")
+        assert f"{(~alive).sum()} deleted" in index_summary(loaded)
+        assert_same(loaded.search(queries, 10), brute_force(vectors, queries, 10, alive))
+
+    def test_all_deleted(self, build: Build) -> None:
+        index = build(unit_vectors(50))
+        index.delete(np.arange(50))
+        assert (index.search(unit_vectors(2), 3)[0] == -1).all()
+
+    @pytest.mark.parametrize("rows", [[50], [-1], [0.5], [True]])
+    def test_refuses_to_delete(self, build: Build, rows: list[int]) -> None:
+        with pytest.raises(ValueError, match=r"rows to delete must be integers in 0\.\.49, got"):
+            build(unit_vectors(50)).delete(np.array(rows))
+
+    @pytest.mark.parametrize(
+        ("vectors", "message"),
+        [
+            (np.ones((1, 16), np.float32), r"1 of 1 vectors are not of unit length"),
+            (np.eye(15, dtype=np.float32), "vectors have 15 dimensions, the index has 16"),
+            (np.eye(16), "vectors must be a float32 matrix, got float64"),
+        ],
+    )
+    def test_refuses_to_add(self, build: Build, vectors: FloatArray, message: str) -> None:
+        index = build(unit_vectors(50))
+        with pytest.raises(ValueError, match=message):
+            index.add(vectors)
+        assert index.size == 50
 
     @pytest.mark.parametrize(
         ("queries", "message"),
@@ -253,138 +331,3 @@ class TestExact:
         spoil(tmp_path / "vectors.npy")
         with pytest.raises(ValueError, match=message):
             load_index(tmp_path, device="cpu")
-
-
-class TestHeader:
-    """The header is checked before anything else is read."""
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            (None, "cannot be read as the header of an index"),
-            ("{", "cannot be read as the header of an index"),
-            ("[]", "must hold an object with kind, size and dim"),
-            ('{"kind": "flat", "size": 1}', "must hold an object with kind, size and dim"),
-            ('{"kind": "hnsw", "size": 1, "dim": 1}', "unknown index kind 'hnsw'"),
-        ],
-    )
-    def test_refuses(self, tmp_path: Path, text: str | None, message: str) -> None:
-        if text is not None:
-            (tmp_path / "index.json").write_text(text)
-        with pytest.raises(ValueError, match=message):
-            load_index(tmp_path, device="cpu")
-
-    def test_content(self, tmp_path: Path) -> None:
-        ExactIndex(unit_vectors(20), device="cpu").save(tmp_path)
-        header = json.loads((tmp_path / "index.json").read_text())
-        assert header == {"kind": "exact", "size": 20, "dim": 16}
-
-
-class TestConfig:
-    """Limits of the settings."""
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"kind": "hnsw"}, "kind must be 'auto', 'exact', 'flat' or 'ivf', got 'hnsw'"),
-            ({"ivf_from": 0}, "ivf_from must be at least 1, got 0"),
-            ({"n_lists": 0}, "n_lists must be at least 1, got 0"),
-            ({"n_probe": -3}, "n_probe must be at least 1, got -3"),
-        ],
-    )
-    def test_refuses(self, settings: dict[str, object], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            IndexConfig(**settings)  # type: ignore[arg-type]
-
-
-class TestBuild:
-    """Which kind is built, and which vectors are refused."""
-
-    @pytest.mark.parametrize(
-        ("config", "n", "summary"),
-        [
-            (IndexConfig(), 300, "flat (faiss, cpu), 300 x 16"),
-            (IndexConfig(kind="exact"), 1, "exact (torch, cpu), 1 x 16"),
-            (IndexConfig(kind="flat", ivf_from=1), 12_000, "flat (faiss, cpu), 12,000 x 16"),
-            (IndexConfig(ivf_from=12_000), 11_999, "flat (faiss, cpu), 11,999 x 16"),
-            (IndexConfig(ivf_from=12_000), 12_000, "ivf (faiss, cpu), 12,000 x 16"),
-            (IndexConfig(kind="ivf"), 10_000, "ivf (faiss, cpu), 10,000 x 16"),
-            (IndexConfig(kind="ivf"), 9_999, "flat (faiss, cpu), 9,999 x 16"),
-            (IndexConfig(kind="ivf", n_lists=5_000), 40, "flat (faiss, cpu), 40 x 16"),
-        ],
-    )
-    def test_kind(self, config: IndexConfig, n: int, summary: str) -> None:
-        assert index_summary(build_index(unit_vectors(n), config, device="cpu")) == summary
-
-    def test_ivf_finds_nearly_all(self) -> None:
-        vectors = unit_vectors(10_000)
-        queries = vectors[::50]
-        rows, scores = build_index(vectors, IndexConfig(kind="ivf"), device="cpu").search(queries, 10)
-        expected_rows, _ = brute_force(vectors, queries, 10)
-        found = [len(set(a) & set(b)) for a, b in zip(rows, expected_rows, strict=True)]
-        assert np.mean(found) > 8
-        np.testing.assert_array_equal(rows[:, 0], np.arange(0, 10_000, 50))
-        np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", queries, vectors[rows]), atol=1e-5, rtol=0)
-
-    def test_refuses_too_many_lists(self) -> None:
-        with pytest.raises(ValueError, match=r"n_lists=300 is too many for 10,000 vectors.* limit is 256"):
-            build_index(unit_vectors(10_000), IndexConfig(kind="ivf", n_lists=300), device="cpu")
-
-    @pytest.mark.parametrize(
-        ("value", "fault"),
-        [(np.nan, "not finite"), (np.inf, "not finite"), (0.0, "are zero"), (0.5, "not of unit length")],
-    )
-    def test_refuses_vectors(self, value: float, fault: str) -> None:
-        vectors = unit_vectors(50)
-        vectors[[3, 40]] = value
-        with pytest.raises(ValueError, match=rf"2 of 50 vectors .*{fault}.*; first rows: \[3, 40\]"):
-            build_index(vectors, IndexConfig(), device="cpu")
-
-    def test_accepts_lengths_within_tolerance(self) -> None:
-        vectors = unit_vectors(50) * np.float32(1.0009)
-        assert build_index(vectors, IndexConfig(), device="cpu").size == 50
-
-    @pytest.mark.parametrize(
-        ("vectors", "message"),
-        [
-            (np.ones((1, 1)), r"vectors must be a float32 matrix, got float64 of shape \(1, 1\)"),
-            (np.ones(1, np.float32), r"vectors must be a float32 matrix, got float32 of shape \(1,\)"),
-            (np.ones((0, 16), np.float32), r"an index needs at least one vector, got shape \(0, 16\)"),
-        ],
-    )
-    def test_refuses_arrays(self, vectors: FloatArray, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            build_index(vectors, IndexConfig(), device="cpu")
-
-
-WITHOUT_FAISS = """
-import sys
-from pathlib import Path
-sys.modules["faiss"] = None
-import numpy as np
-from indexing.faiss_index import faiss_build
-from indexing.index import IndexConfig, build_index, index_summary, load_index
-assert faiss_build() is None
-index = build_index(np.eye(4, dtype=np.float32), IndexConfig(ivf_from=1), device="cpu")
-print(index_summary(index), index.search(np.eye(4, dtype=np.float32)[2:3], 2)[0].tolist())
-for act in (
-    lambda: build_index(np.eye(4, dtype=np.float32), IndexConfig(kind="flat"), device="cpu"),
-    lambda: build_index(np.eye(4, dtype=np.float32), IndexConfig(kind="ivf"), device="cpu"),
-    lambda: load_index(Path(sys.argv[1]), device="cpu"),
-):
-    try:
-        act()
-    except RuntimeError as error:
-        print(error)
-"""
-
-
-def test_without_faiss(tmp_path: Path) -> None:
-    FaissIndex.flat(unit_vectors(20), device="cpu").save(tmp_path)
-    command = [sys.executable, "-c", WITHOUT_FAISS, str(tmp_path)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=120)
-    first, *errors = done.stdout.splitlines()
-    assert first == "exact (torch, cpu), 4 x 4 [[2, 0]]"
-    assert len(errors) == 3
-    assert all('pip install "recsys-twostage[cpu]"' in error for error in errors)

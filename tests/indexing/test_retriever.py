@@ -13,17 +13,29 @@ from indexing import retriever as module
 from indexing.covisitation import CovisitationConfig, covisitation
 from indexing.exact import ExactIndex
 from indexing.history import Histories, HistoryConfig, HistoryEncoder
-from indexing.retriever import Retriever, RetrieverConfig, build_retriever, recency_weighted_counts
-from indexing.sources import Block, NeighbourSource, PopularitySource, VectorSource, first_shown
+from indexing.retriever import SOURCES, Retriever, RetrieverConfig, build_retriever
+from indexing.sources import Block, NeighbourSource, PopularitySource, SimilarSource, VectorSource, first_shown
 
 N_ITEMS, DIM = 30, 6
-NAMES = ("vector", "covisitation", "lexical", "repeat", "popular", "recent")
+NAMES = SOURCES
 SEARCHABLE = np.arange(N_ITEMS) % 5 != 0
 NOTHING = np.zeros(N_ITEMS, dtype=np.bool_)
 CONFIG = RetrieverConfig(
-    vector=6, covisitation=5, lexical=4, repeat=3, popular=4, recent=4, n_candidates=12, lexical_length=2
+    vector=6,
+    covisitation=5,
+    ease=3,
+    lexical=4,
+    similar=3,
+    category=3,
+    repeat=3,
+    popular=4,
+    recent=4,
+    trending=2,
+    n_candidates=12,
+    lexical_length=2,
+    similar_length=2,
 )
-DEPTHS = {name: getattr(CONFIG, name) for name in (*NAMES, "lexical_length")}
+DEPTHS = {name: getattr(CONFIG, name) for name in (*NAMES, "lexical_length", "similar_length")}
 ASKED = ([3, 1, 4, 1, 5], [9, 2, 6], [], [5])
 LISTS = st.lists(st.lists(st.integers(0, N_ITEMS - 1), max_size=12), min_size=1, max_size=6)
 MASKS = st.lists(st.booleans(), min_size=N_ITEMS, max_size=N_ITEMS).map(np.array)
@@ -63,6 +75,8 @@ def make_retriever(config: RetrieverConfig = CONFIG, weights: tuple[tuple[str, f
         neighbours={
             "covisitation": NeighbourSource(pairs, identity, config.history_length, power),
             "lexical": NeighbourSource(words, np.arange(N_ITEMS) % 10, config.lexical_length, power),
+            "ease": NeighbourSource(sp.csr_matrix(pairs.T), identity, config.history_length, config.lasting_power),
+            "category": NeighbourSource(words, np.arange(N_ITEMS) % 10, 3, power),
             "repeat": NeighbourSource(itself, identity, config.history_length, power),
         },
         rows=histories.item_rows,
@@ -73,6 +87,11 @@ def make_retriever(config: RetrieverConfig = CONFIG, weights: tuple[tuple[str, f
 def retrieve(lists, *, blocked=NOTHING, hide_seen=False, n_candidates=None, retriever=None):
     asked = retriever or make_retriever()
     return asked.retrieve(histories_of(lists), blocked=blocked, hide_seen=hide_seen, n_candidates=n_candidates)
+
+
+def top(opened, user=0):
+    """What a source proposes to one user, best first."""
+    return opened.items[opened.users == user].tolist()
 
 
 def per_user(found, n_users):
@@ -117,9 +136,9 @@ def found():
 
 @pytest.fixture(scope="module")
 def opened():
-    """Each source, opened for the users asked for, and its depth."""
+    """Each source, opened for the users asked for."""
     block = Block(histories_of(ASKED), NOTHING, False)
-    return {name: (source.open(block, n), n) for name, (source, n) in make_retriever().sources.items()}
+    return {name: source.open(block, n) for name, (source, n) in make_retriever().sources.items()}
 
 
 class TestCandidates:
@@ -132,24 +151,23 @@ class TestCandidates:
 
     def test_are_scored_by_every_source(self, found, opened):
         for column, name in enumerate(NAMES):
-            expected = opened[name][0].score(found.users, found.items)
+            expected = opened[name].score(found.users, found.items)
             np.testing.assert_array_equal(found.scores[:, column], expected)
 
     def test_rank_is_the_place_in_the_sources_own_list(self, found, opened):
         for column, name in enumerate(NAMES):
-            source, n = opened[name]
+            source = opened[name]
             for user in range(len(ASKED)):
                 mine = found.users == user
                 places = dict(zip(found.items[mine].tolist(), found.ranks[mine, column].tolist(), strict=True))
-                top = source.top(user, NOTHING, n).tolist()
                 assert {item: rank for item, rank in places.items() if rank == rank} == {
-                    item: place for place, item in enumerate(top, start=1) if item in places
+                    item: place for place, item in enumerate(top(source, user), start=1) if item in places
                 }
 
     def test_are_the_union_of_the_lists_where_no_cap_cuts(self, opened):
         found = retrieve(ASKED, retriever=make_retriever(RetrieverConfig(**DEPTHS, n_candidates=N_ITEMS)))
         for user, items in enumerate(per_user(found, len(ASKED))):
-            union = {item for source, n in opened.values() for item in source.top(user, NOTHING, n).tolist()}
+            union = {item for source in opened.values() for item in top(source, user)}
             assert set(items) == union
 
     def test_blend_is_the_sum_of_weighted_reciprocal_ranks(self):
@@ -243,14 +261,14 @@ class TestVectorSource:
         histories = histories_of([[3, 9, 4]])
         cosines = (source.encoder.encode(histories, source.item_vectors) @ source.item_vectors.T)[0]
         cosines[~SEARCHABLE] = -np.inf
-        top = source.open(Block(histories, NOTHING, False), 5).top(0, NOTHING, 5)
-        assert top.tolist() == np.argsort(-cosines)[:5].tolist()
+        found = source.open(Block(histories, NOTHING, False), 5)
+        assert top(found) == np.argsort(-cosines)[:5].tolist()
 
     def test_proposes_nothing_where_no_item_has_text(self):
         known = make_retriever().sources["vector"][0]
         assert isinstance(known, VectorSource)
         source = VectorSource(known.encoder, known.item_vectors, known.index, NOTHING)
-        assert source.open(Block(histories_of([[1]]), NOTHING, False), 5).top(0, NOTHING, 5).tolist() == []
+        assert top(source.open(Block(histories_of([[1]]), NOTHING, False), 5)) == []
 
 
 class TestNeighbourSource:
@@ -272,29 +290,69 @@ class TestNeighbourSource:
         matrix = sp.csr_matrix(np.array([[0, 2, 5, 2, 1]], dtype=np.float32))
         source = NeighbourSource(matrix, np.zeros(5, dtype=np.int64), max_length=3, power=1.0)
         hidden = np.array([False, False, True, False, False])
-        opened = source.open(Block(histories_of([[0]]), hidden, False), 5)
-        assert opened.top(0, hidden, 2).tolist() == [1, 3]
-        assert opened.top(0, hidden, 9).tolist() == [1, 3, 4]
+        block = Block(histories_of([[0]]), hidden, False)
+        assert top(source.open(block, 2)) == [1, 3]
+        assert top(source.open(block, 9)) == [1, 3, 4]
+
+    def test_an_item_without_a_key_has_no_neighbours(self):
+        matrix = sp.csr_matrix(np.ones((1, 3), dtype=np.float32))
+        source = NeighbourSource(matrix, np.array([0, -1, -1]), max_length=9, power=0.0)
+        opened = source.open(Block(histories_of([[1, 2], [0, 1]]), np.zeros(3, dtype=np.bool_), True), 3)
+        assert (top(opened, 0), top(opened, 1)) == ([], [2])
+
+
+class TestSimilarSource:
+    def source(self, *, searchable=SEARCHABLE, n_neighbours=4):
+        known = make_retriever().sources["similar"][0]
+        assert isinstance(known, SimilarSource)
+        return SimilarSource(known.item_vectors, known.index, searchable, n_neighbours, max_length=2, power=0.7)
+
+    @settings(max_examples=30, deadline=None)
+    @given(LISTS)
+    def test_equals_a_loop_over_the_newest_items(self, lists):
+        source = self.source()
+        opened = source.open(Block(histories_of(lists), NOTHING, False), N_ITEMS)
+        cosines = source.item_vectors @ source.item_vectors.T
+        for user, rows in enumerate(lists):
+            expected = np.zeros(N_ITEMS)
+            for place, row in enumerate(rows[::-1][:2]):
+                others = [item for item in np.argsort(-cosines[row]) if SEARCHABLE[item]][:5]
+                for item in others if SEARCHABLE[row] else []:
+                    if item != row and cosines[row, item] > 0:
+                        expected[item] += (1 + place) ** -0.7 * cosines[row, item]
+            np.testing.assert_allclose(opened.score(np.full(N_ITEMS, user), np.arange(N_ITEMS)), expected, rtol=1e-5)
+            assert set(top(opened, user)) == set(np.flatnonzero(expected))
+
+    def test_proposes_nothing_where_no_item_has_text(self):
+        source = self.source(searchable=NOTHING)
+        assert top(source.open(Block(histories_of([[1]]), NOTHING, False), 5)) == []
 
 
 class TestPopularity:
     def test_lists_items_that_nobody_took_last(self):
         source = PopularitySource.of(np.array([0, 3, 1, 3], dtype=np.float32))
-        assert source.top(0, np.zeros(4, dtype=np.bool_), 9).tolist() == [1, 3, 2, 0]
-        assert source.score(np.array([0, 0]), np.array([0, 1])).tolist() == [0.0, 3.0]
+        opened = source.open(Block(histories_of([[]]), np.zeros(4, dtype=np.bool_), True), 9)
+        assert top(opened) == [1, 3, 2, 0]
+        assert opened.score(np.array([0, 0]), np.array([0, 1])).tolist() == [0.0, 3.0]
 
-    @given(st.lists(st.booleans(), max_size=40).map(lambda bits: np.array(bits, dtype=np.bool_)), st.integers(1, 9))
-    def test_first_shown_looks_as_far_as_it_must(self, hidden, n):
-        order = np.arange(len(hidden))[::-1]
-        assert first_shown(order, hidden, n).tolist() == [row for row in order if not hidden[row]][:n]
+    @given(LISTS, MASKS, st.booleans(), st.integers(1, 9))
+    def test_lists_the_first_that_may_be_shown(self, lists, blocked, hide_seen, n):
+        order = np.random.default_rng(0).permutation(N_ITEMS)
+        users, items = first_shown(order, Block(histories_of(lists), blocked, hide_seen), n)
+        for user, rows in enumerate(lists):
+            hidden = set(np.flatnonzero(blocked)) | (set(rows) if hide_seen else set())
+            assert items[users == user].tolist() == [row for row in order if row not in hidden][:n]
 
-    def test_recent_counts_halve_with_age(self):
-        rows = np.array([0, 1, 0, 2], dtype=np.int32)
-        counts = recency_weighted_counts(rows, 4, half_life=2.0)
-        np.testing.assert_allclose(counts, [0.5**1.5 + 0.5**0.5, 0.5, 1.0, 0.0], rtol=1e-6)
 
-    def test_no_interactions_count_nothing(self):
-        assert recency_weighted_counts(np.zeros(0, dtype=np.int32), 3, half_life=1.0).tolist() == [0, 0, 0]
+class TestBlock:
+    @given(LISTS, MASKS, st.booleans())
+    def test_shows_what_is_neither_blocked_nor_seen(self, lists, blocked, hide_seen):
+        block = Block(histories_of(lists), blocked, hide_seen)
+        for user, rows in enumerate(lists):
+            shown = block.shown(np.full(N_ITEMS, user), np.arange(N_ITEMS))
+            hidden = np.isin(np.arange(N_ITEMS), rows) & hide_seen
+            assert shown.tolist() == (~blocked & ~hidden).tolist()
+            assert block.n_seen()[user] == hidden.sum()
 
 
 class TestConfig:
@@ -309,19 +367,27 @@ class TestConfig:
         with pytest.raises(ValueError, match="n_candidates=10001 must be at most 10000"):
             RetrieverConfig(n_candidates=10_001)
 
-    @pytest.mark.parametrize("name", ["n_candidates", "history_length", "lexical_length"])
+    @pytest.mark.parametrize(
+        "name", ["n_candidates", "history_length", "neighbour_length", "lexical_length", "similar_length"]
+    )
     def test_refuses_empty_lists(self, name):
         with pytest.raises(ValueError, match="n_candidates and lengths must be at least 1"):
             RetrieverConfig(**{name: 0})
 
-    @pytest.mark.parametrize("wrong", [{"recent_share": 0.0}, {"recent_share": 1.5}, {"history_power": -1.0}])
-    def test_refuses_shares_and_powers_outside_their_range(self, wrong):
-        with pytest.raises(ValueError, match=r"recent_share must lie in \(0, 1\], history_power at 0 or above"):
+    @pytest.mark.parametrize("wrong", [{"recent_share": 0.0}, {"recent_share": 1.5}, {"trending_share": -0.1}])
+    def test_refuses_shares_outside_their_range(self, wrong):
+        with pytest.raises(ValueError, match=r"recent_share and trending_share must lie in \(0, 1\]"):
             RetrieverConfig(**wrong)
+
+    @pytest.mark.parametrize("name", ["history_power", "lasting_power"])
+    def test_refuses_powers_that_favour_the_oldest(self, name):
+        with pytest.raises(ValueError, match="history_power and lasting_power must be 0 or more"):
+            RetrieverConfig(**{name: -1.0})
 
     def test_a_depth_of_zero_switches_a_source_off(self):
         off = {**DEPTHS, "vector": 0, "recent": 0}
-        assert tuple(make_retriever(RetrieverConfig(**off)).sources) == ("covisitation", "lexical", "repeat", "popular")
+        left = [name for name in NAMES if name not in ("vector", "recent")]
+        assert list(make_retriever(RetrieverConfig(**off)).sources) == left
 
     def test_a_retriever_without_sources_is_refused(self):
         with pytest.raises(ValueError, match="no source is left to propose items"):

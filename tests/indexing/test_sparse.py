@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from indexing.sparse import best_columns, entries, keep_largest, load_csr, save_csr
+from indexing import sparse as module
+from indexing.sparse import (
+    distinct,
+    keep_largest,
+    largest,
+    load_csr,
+    place_in_runs,
+    positions_of,
+    rows_of,
+    save_csr,
+    stored_keys,
+)
 
 MATRICES = arrays(
     np.float32, st.tuples(st.integers(1, 5), st.integers(1, 8)), elements=st.sampled_from([0, 0, 1, 2, 3])
@@ -20,24 +31,34 @@ def places(row: np.ndarray, k: int) -> list[int]:
     return sorted(stored, key=lambda column: (-row[column], column))[:k]
 
 
-class TestBestColumns:
-    def test_orders_by_score_then_column_also_at_the_border(self):
-        columns = np.array([9, 2, 7, 4, 1], dtype=np.int32)
-        scores = np.array([1, 1, 5, 1, 1], dtype=np.float32)
-        assert columns[best_columns(columns, scores, 3)].tolist() == [7, 1, 2]
+KEYS = st.lists(st.integers(-9, 9), max_size=30).map(lambda values: np.array(values, dtype=np.int64))
 
-    def test_gives_everything_where_there_is_less(self):
-        columns, scores = np.array([3, 1], dtype=np.int32), np.array([1, 2], dtype=np.float32)
-        assert columns[best_columns(columns, scores, 5)].tolist() == [1, 3]
-        assert len(best_columns(columns[:0], scores[:0], 5)) == 0
 
+class TestRuns:
+    @given(KEYS)
+    def test_places_count_from_zero_in_each_run(self, values):
+        expected: list[int] = []
+        for position, value in enumerate(values):
+            again = position > 0 and values[position - 1] == value
+            expected.append(expected[-1] + 1 if again else 0)
+        assert place_in_runs(values).tolist() == expected
+
+    @given(KEYS)
+    def test_distinct_values_are_those_of_a_set(self, values):
+        assert distinct(values).tolist() == sorted(set(values.tolist()))
+
+
+class TestLargest:
     @given(MATRICES, st.integers(1, 9))
     def test_equals_sorting(self, dense, k):
         matrix = sp.csr_matrix(dense)
-        for row in range(matrix.shape[0]):
-            start, stop = matrix.indptr[row], matrix.indptr[row + 1]
-            columns = matrix.indices[start:stop]
-            assert columns[best_columns(columns, matrix.data[start:stop], k)].tolist() == places(dense[row], k)
+        found = largest(matrix, k)
+        by_row = list(zip(rows_of(matrix)[found].tolist(), matrix.indices[found].tolist(), strict=True))
+        assert by_row == [(row, column) for row in range(len(dense)) for column in places(dense[row], k)]
+
+    def test_orders_by_score_then_column_also_at_the_border(self):
+        matrix = sp.csr_matrix(np.array([[0, 1, 1, 0, 1, 0, 0, 5, 0, 1]], dtype=np.float32))
+        assert matrix.indices[largest(matrix, 3)].tolist() == [7, 1, 2]
 
 
 class TestKeepLargest:
@@ -51,29 +72,42 @@ class TestKeepLargest:
         assert kept.dtype == np.float32
         assert kept.has_sorted_indices
 
+    @given(MATRICES, st.integers(1, 9), st.integers(1, 6))
+    def test_blocks_of_rows_give_the_same_as_one_block(self, dense, k, entries_per_block):
+        whole = keep_largest(sp.csr_matrix(dense), k)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "ENTRIES_PER_BLOCK", entries_per_block)
+            blocks = keep_largest(sp.csr_matrix(dense), k)
+        np.testing.assert_array_equal(blocks.toarray(), whole.toarray())
+
+    def test_takes_columns_in_any_order(self):
+        matrix = sp.csr_matrix((np.ones(3, dtype=np.float32), np.array([2, 0, 1]), np.array([0, 3])), shape=(1, 3))
+        assert keep_largest(matrix, 2).indices.tolist() == [0, 1]
+
     def test_of_no_rows_has_no_rows(self):
         assert keep_largest(sp.csr_matrix((0, 4), dtype=np.float32), 2).shape == (0, 4)
 
 
-class TestEntries:
+class TestPositions:
     @given(MATRICES, st.integers(0, 2**32 - 1))
-    def test_equal_the_dense_matrix(self, dense, seed):
+    def test_lead_to_the_entries_of_the_dense_matrix(self, dense, seed):
         rng = np.random.default_rng(seed)
-        rows = rng.integers(0, dense.shape[0], size=20)
-        columns = rng.integers(0, dense.shape[1], size=20)
-        found = entries(sp.csr_matrix(dense), rows, columns)
-        np.testing.assert_array_equal(found, dense[rows, columns])
-        assert found.dtype == np.float32
+        rows, columns = rng.integers(0, dense.shape[0], size=20), rng.integers(0, dense.shape[1], size=20)
+        matrix = sp.csr_matrix(dense)
+        found = positions_of(stored_keys(matrix), rows * dense.shape[1] + columns)
+        entries = [matrix.data[position] if position >= 0 else 0 for position in found]
+        np.testing.assert_array_equal(entries, dense[rows, columns])
 
-    def test_of_a_huge_matrix_do_not_overflow(self):
+    def test_keys_of_a_huge_matrix_do_not_overflow(self):
         side = 3_000_000
         at = np.array([side - 1])
         matrix = sp.csr_matrix((np.ones(1, dtype=np.float32), (at, at)), shape=(side, side))
-        assert entries(matrix, at.astype(np.int32), at.astype(np.int32)).tolist() == [1.0]
+        assert stored_keys(matrix).tolist() == [side * side - 1]
 
-    def test_of_nothing_are_nothing(self):
+    def test_among_no_keys_there_are_none(self):
         nothing = np.zeros(0, dtype=np.int64)
-        assert entries(sp.csr_matrix(np.eye(2, dtype=np.float32)), nothing, nothing).shape == (0,)
+        assert positions_of(nothing, np.array([3, 4])).tolist() == [-1, -1]
+        assert positions_of(np.array([3]), nothing).shape == (0,)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (0, 4), (3, 0)])

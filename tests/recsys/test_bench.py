@@ -28,7 +28,7 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 def config(tiny_bert):
     return RecommenderConfig(
         encoder=EncoderConfig(model=tiny_bert),
-        contrastive=ContrastiveConfig(encoder_steps=3, history_max_steps=5),
+        contrastive=ContrastiveConfig(encoder_steps=3, tower_max_steps=5),
         interest=InterestConfig(max_groups=16, group_size=4),
         n_interest=4,
         device="cpu",

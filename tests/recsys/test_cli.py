@@ -44,7 +44,7 @@ def folder(tiny_bert, tmp_path_factory):
         f'model = "{tiny_bert}"',
         "[contrastive]",
         "encoder_steps = 3",
-        "history_max_steps = 5",
+        "tower_max_steps = 5",
         "[interest]",
         "max_groups = 16",
         "group_size = 4",

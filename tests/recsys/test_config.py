@@ -112,7 +112,7 @@ class TestFromDict:
         ("values", "message"),
         [
             ({"history": {"n_heads": 3}}, "history: n_heads=3 must divide dim=128"),
-            ({"index": {"kind": "tree"}}, "index: kind must be 'auto', 'exact', 'flat' or 'ivf', got 'tree'"),
+            ({"index": {"kind": "tree"}}, "index: kind must be 'auto', 'exact', .* or 'ivf-pq', got 'tree'"),
             ({"features": {"windows_days": [7, 3]}}, r"features: windows_days=\(7, 3\) must ascend"),
             ({"seed": -1}, "config: seed=-1 must be 0 or more"),
         ],

@@ -21,12 +21,13 @@ from recsys.schema import validate
 from recsys.snapshot import candidate_frame
 from recsys.splits import make_windows
 from recsys.synthetic import generate
+from recsys.towers import learn_towers, load_encoder, renew_towers
 
 
 def config_for(tiny_bert: str, **values: object) -> RecommenderConfig:
     small = {
         "encoder": {"model": tiny_bert, "precision": "fp32"},
-        "contrastive": {"encoder_steps": 2, "history_max_steps": 3},
+        "contrastive": {"encoder_steps": 2, "tower_max_steps": 3},
         "interest": {"max_groups": 8, "group_size": 4, "precision": "fp32"},
         "n_interest": 4,
         "device": "cpu",
@@ -52,9 +53,10 @@ class Line:
         notes = Notes(())
         self.catalogue = Catalogue.of(tables.items)
         windows = make_windows(tables.interactions, config.windows)
-        encoder = pipeline.load_encoder(config, "cpu")
-        before_b = to_events(windows.history_b, self.catalogue)
-        self.towers = pipeline.train_towers(encoder, before_b, self.catalogue, config, "cpu", notes, tune=True)
+        encoder = load_encoder(config, "cpu")
+        kinds = tuple(windows.history_b["event"].unique().sort())
+        before_b = to_events(windows.history_b, self.catalogue, kinds)
+        self.towers = learn_towers(encoder, before_b, kinds, self.catalogue, config, "cpu", notes, tune=True)
         rest = (self.towers, self.catalogue, None, config)
         self.b = open_window(windows, "b", {}, *rest, hide_seen=True)
         candidates = retrieve(self.b, self.catalogue, config, hide_seen=True)
@@ -95,11 +97,16 @@ class TestNoRowOfAWindowChangesWhatWasLearntBeforeIt:
         edited = Line(rewritten(tables, windows.start_b, seed), time_config)
         assert edited.towers.encoder.fingerprint() == untouched.towers.encoder.fingerprint()
         np.testing.assert_array_equal(edited.towers.item_vectors, untouched.towers.item_vectors)
-        for name, tensor in untouched.towers.history_encoder.state_dict().items():
-            assert tensor.equal(edited.towers.history_encoder.state_dict()[name])
+        np.testing.assert_array_equal(edited.towers.searchable, untouched.towers.searchable)
+        for part in ("item_tower", "history_encoder"):
+            for name, tensor in getattr(untouched.towers, part).state_dict().items():
+                assert tensor.equal(getattr(edited.towers, part).state_dict()[name])
+        assert edited.towers.words.vocabulary == untouched.towers.words.vocabulary
         assert_frame_equal(edited.b.people.history, untouched.b.people.history)
         assert_frame_equal(edited.b.snapshot.statistics, untouched.b.snapshot.statistics)
-        assert (edited.b.snapshot.covisitation != untouched.b.snapshot.covisitation).nnz == 0
+        assert set(edited.b.snapshot.behaviour) == {"covisitation", "ease"}
+        for name, matrix in untouched.b.snapshot.behaviour.items():
+            assert (edited.b.snapshot.behaviour[name] != matrix).nnz == 0
         assert not edited.b.labels.equals(untouched.b.labels)  # the edit did reach what may be reached
 
     @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -126,6 +133,7 @@ def test_labels_of_last_windows_change_nothing_learnt_before_them(tables, tiny_b
     )
     after = Line(validate(changed, tables.items), config)
     assert after.towers.encoder.fingerprint() == before.towers.encoder.fingerprint()
+    np.testing.assert_array_equal(after.towers.item_vectors, before.towers.item_vectors)
     assert_frame_equal(after.rows_c, before.rows_c)
     assert not after.c.labels.equals(before.c.labels)
 
@@ -135,7 +143,7 @@ def test_labels_of_last_windows_change_nothing_learnt_before_them(tables, tiny_b
 
 @pytest.fixture(scope="module")
 def drilled(tiny_bert):
-    contrastive = {"encoder_steps": 2, "history_max_steps": 300, "history_epochs": 100, "n_negatives": 64}
+    contrastive = {"encoder_steps": 2, "tower_max_steps": 300, "tower_epochs": 100, "n_negatives": 64}
     return config_for(tiny_bert, windows={"kind": "time"}, contrastive=contrastive)
 
 
@@ -174,14 +182,10 @@ def test_towers_that_had_learnt_the_labels_would_score_them_otherwise(data, tabl
         item_row=pl.Series(training.catalogue.rows_of(data.truth["item_id"]), dtype=pl.Int32),
     )
     next_taken = truth.join(served, on=["user_row", "item_row"])["vector_score"]
-    towers = pipeline.train_towers(
-        pipeline.load_encoder(drilled, "cpu"),
-        to_events(tables.interactions, training.catalogue),
-        training.catalogue,
-        drilled,
-        "cpu",
-        Notes(()),
-        tune=True,
+    kinds = training.towers.event_kinds
+    events = to_events(tables.interactions, training.catalogue, kinds)
+    towers = learn_towers(
+        load_encoder(drilled, "cpu"), events, kinds, training.catalogue, drilled, "cpu", Notes(()), tune=True
     )
     people = training.c.people
     vectors = towers.history_encoder.encode(people.histories, towers.item_vectors)
@@ -204,14 +208,14 @@ class TestSeen:
         assert ("are hidden" if hide else "are shown") in notes.sentences[0]
 
 
-def test_a_source_weighs_what_its_first_ten_are_worth():
+def test_a_source_weighs_what_its_first_hundred_are_worth():
     candidates = pl.DataFrame(
         {
             "user_row": [0, 0, 0, 1],
             "item_row": [1, 2, 3, 1],
             "good_rank": [1.0, 2.0, None, 3.0],
-            "fair_rank": [11.0, 1.0, 2.0, None],
-            "poor_rank": [None, None, 1.0, 30.0],
+            "fair_rank": [101.0, 1.0, 2.0, None],
+            "poor_rank": [None, None, 1.0, 130.0],
         }
     )
     labels = pl.DataFrame({"user_row": [0, 0, 1], "item_row": [1, 2, 1]})

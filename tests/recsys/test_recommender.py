@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ def config(tiny_bert: str) -> RecommenderConfig:
     return config_from_dict(
         {
             "encoder": {"model": tiny_bert},
-            "contrastive": {"encoder_steps": 3, "history_max_steps": 5},
+            "contrastive": {"encoder_steps": 3, "tower_max_steps": 5},
             "interest": {"max_groups": 16, "group_size": 4},
             "n_interest": 4,
             "device": "cpu",
@@ -124,7 +125,8 @@ def test_details_say_where_an_item_came_from(fitted: Recommender) -> None:
     lists = fitted.recommend(["u00002"], 8, details=True)
     assert lists.columns[4:] == ["source", "stage1_score", "interest_score", "is_fallback"]
     named = {name for sources in lists["source"] for name in sources.split("+")}
-    assert named <= {"vector", "covisitation", "lexical", "popular", "recent"}
+    assert named <= set(fitted._state.weights)
+    assert {"vector", "covisitation"} <= named
     assert lists["interest_score"].drop_nulls().len() > 0
 
 
@@ -197,7 +199,42 @@ def test_load_of_save_gives_the_same_lists(fitted: Recommender, data: Synthetic,
     assert loaded.notes == fitted.notes
     assert_frame_equal(loaded.similar_items(["i00003"], 5), fitted.similar_items(["i00003"], 5))
     manifest = json.loads((tmp_path / "model" / "MANIFEST.json").read_text())
-    assert {"items.parquet", "vectors.npy", "ranker/model.txt", "encoder/model.safetensors"} <= set(manifest["files"])
+    assert {"items.parquet", "item_vectors.npy", "ranker/model.txt", "encoder/model.safetensors"} <= set(manifest["files"])
+
+
+def test_load_of_save_brings_every_tower_back(fitted: Recommender, data: Synthetic, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "model")
+    loaded = Recommender.load(tmp_path / "model", device="cpu")
+    before, after = fitted._state.towers, loaded._state.towers
+    for name in ("item_vectors", "text_vectors", "searchable"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    assert (after.steps, after.event_kinds) == (before.steps, before.event_kinds)
+    texts = [*data.items["title"].head(3), "无线降噪耳机"]
+    np.testing.assert_allclose(after.embed(texts), before.embed(texts), atol=1e-6)
+    given = {"new": data.items["item_id"].head(4).to_list()}
+    assert_frame_equal(loaded.recommend_for(given, 10, details=True), fitted.recommend_for(given, 10, details=True))
+
+
+def test_without_renewal_the_towers_are_those_of_the_label_windows(config: RecommenderConfig, data: Synthetic) -> None:
+    quick = replace(config, n_interest=0)
+    old, new = (
+        Recommender(replace(quick, renew_towers=renew)).fit(data.interactions, data.items) for renew in (False, True)
+    )
+    assert not np.allclose(old._state.towers.item_vectors, new._state.towers.item_vectors)
+    assert 0 < old._state.towers.steps == new._state.towers.steps <= 5
+    np.testing.assert_array_equal(old._state.towers.text_vectors, new._state.towers.text_vectors)
+    lists = old.recommend(data.users["user_id"], 10)
+    assert lists.join(data.truth, on=["user_id", "item_id"]).height >= 0.7 * data.truth.height
+
+
+def test_a_time_budget_bounds_the_neural_trainings(config: RecommenderConfig, data: Synthetic) -> None:
+    endless = replace(config.contrastive, encoder_steps=10**6, tower_max_steps=10**6, tower_epochs=10**5)
+    hurried = replace(config, n_interest=0, contrastive=endless, time_budget=0.02)
+    started = time.monotonic()
+    recommender = Recommender(hurried).fit(data.interactions, data.items)
+    assert time.monotonic() - started < 60
+    assert 0 < recommender._state.towers.steps < 10**6
+    assert recommender.recommend(["u00001"], 5).height == 5
 
 
 def test_a_flipped_byte_in_a_saved_model_is_refused(fitted: Recommender, tmp_path: Path) -> None:
@@ -261,15 +298,18 @@ def test_difficult_titles(config: RecommenderConfig) -> None:
         "hebrew": "אוזניות אלחוטיות",
         "chinese": "无线降噪耳机",
         "empty": "",
+        "blank": "",
         "control": "a\x00b\x07c",
     }
-    rows = [(f"u{u}", item, 7 * u + place) for u in range(12) for place, item in enumerate(sorted(titles))]
+    taken = sorted(set(titles) - {"blank"})
+    rows = [(f"u{u}", item, 7 * u + place) for u in range(12) for place, item in enumerate(taken)]
     unread = replace(config, unknown_token_limit=1.0)
     recommender = Recommender(unread).fit(*tables(rows, titles))
-    lists = recommender.recommend_for({"new": ["long"]}, 6, details=True)
+    lists = recommender.recommend_for({"new": ["long"]}, 7, details=True)
     assert set(lists["item_id"]) == set(titles) - {"long"}
-    sources = dict(lists.select("item_id", "source").iter_rows())
-    assert "vector" not in sources["empty"].split("+")
+    sources = {item: source.split("+") for item, source in lists.select("item_id", "source").iter_rows()}
+    assert "vector" in sources["empty"]  # behaviour alone gives it a place
+    assert not {"vector", "similar", "lexical"} & set(sources["blank"])  # nothing at all is known about it
 
 
 def test_unavailable_items_are_never_shown(config: RecommenderConfig) -> None:
@@ -386,18 +426,19 @@ def test_everybody_named_in_a_table_of_histories_gets_a_list(fitted: Recommender
         fitted.recommend_for({"a": ["i00000"], 7: ["i00001"]}, 2)
 
 
-def test_items_without_text_have_no_similar_ones_and_repeated_ids_count_once(
+def test_items_of_which_nothing_is_known_have_no_similar_ones_and_repeated_ids_count_once(
     config: RecommenderConfig, data: Synthetic, caplog: pytest.LogCaptureFixture
 ) -> None:
+    cold = data.items.join(data.interactions, on="item_id", how="anti")["item_id"][0]
     items = data.items.with_columns(
-        pl.when(pl.col("item_id") == "i00003").then(pl.lit("")).otherwise(pl.col(name)).alias(name)
+        pl.when(pl.col("item_id").is_in(["i00003", cold])).then(pl.lit("")).otherwise(pl.col(name)).alias(name)
         for name in ("title", "description")
     ).with_columns(categories=pl.lit([], dtype=pl.List(pl.String)))
     recommender = Recommender(replace(config, n_interest=0)).fit(data.interactions, items)
     with caplog.at_level(logging.WARNING, logger="recsys"):
-        similar = recommender.similar_items(["i00003", "i00001", "i00001"], 2)
-    assert similar["item_id"].to_list() == ["i00001", "i00001"]
-    assert "1 of 2 lists have fewer than k=2 items" in caplog.text
+        similar = recommender.similar_items([cold, "i00003", "i00001", "i00001"], 2)
+    assert similar["item_id"].to_list() == ["i00003", "i00003", "i00001", "i00001"]  # one from behaviour alone
+    assert "1 of 3 lists have fewer than k=2 items" in caplog.text
 
 
 def test_strangers_can_be_shown_items_that_nobody_took(fitted: Recommender, data: Synthetic) -> None:

@@ -53,7 +53,7 @@ def journey_output(tiny_bert):
     data = Dataset(name="a small year", interactions=made.interactions, items=made.items)
     config = RecommenderConfig(
         encoder=EncoderConfig(model=tiny_bert),
-        contrastive=ContrastiveConfig(encoder_steps=3, history_max_steps=5),
+        contrastive=ContrastiveConfig(encoder_steps=3, tower_max_steps=5),
         interest=InterestConfig(max_groups=16, group_size=4),
         n_interest=4,
         device="cpu",

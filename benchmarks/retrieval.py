@@ -1,0 +1,159 @@
+"""Stage 1 on its own, on data cut at each user's last interaction: whole catalogue ranked, seen items left out.
+
+    python benchmarks/retrieval.py --data FOLDER                        the bi-encoder, each source, and their union
+    python benchmarks/retrieval.py --data FOLDER --cold                 items whose interactions were all hidden
+    python benchmarks/retrieval.py --data FOLDER --against-frozen       is fine-tuning the text encoder worth it?
+
+With `--config FILE` the settings come from TOML. Prints tables, and writes them as JSON with `--out`.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from indexing.lexical import tokenize
+from recsys import Recommender, metrics, splits
+from recsys.config import RecommenderConfig, read_config
+from recsys.datasets import load_dataset
+from recsys.schema import validate
+from recsys.text import item_texts
+
+COLD_SHARE = 0.1
+COLD_SEED = 2014
+DEPTH = 300
+DECAY = 0.8  # of the TF-IDF neighbours' weights, from the newest item of a history on
+
+
+def main() -> None:
+    arguments = parse()
+    config = read_config(arguments.config) if arguments.config else RecommenderConfig()
+    config = replace(config, n_interest=0)
+    dataset = load_dataset(arguments.data)
+    kept = [name for name in dataset.items.columns if name not in arguments.ignore_columns.split(",")]
+    tables = validate(dataset.interactions, dataset.items.select(kept))
+    cut = splits.split(tables.interactions, "leave-last-out", min_items=arguments.min_items, repeats=False)
+    result = (cold_items if arguments.cold else frozen if arguments.against_frozen else warm_items)(
+        cut.train, cut.test, tables.items, config
+    )
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--config")
+    parser.add_argument("--ignore-columns", default="")
+    parser.add_argument("--min-items", type=int, default=5)
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--against-frozen", action="store_true")
+    parser.add_argument("--out")
+    return parser.parse_args()
+
+
+def warm_items(train: pl.DataFrame, test: pl.DataFrame, items: pl.DataFrame, config: RecommenderConfig) -> dict:
+    recommender, seconds = fitted(train, items, config)
+    return sources_of(recommender, test, seconds)
+
+
+def sources_of(recommender: Recommender, test: pl.DataFrame, seconds: float) -> dict:
+    """Each source alone, and what is left of their union after the cut to 300."""
+    users, truth = test["user_id"].unique().sort(), test.select("user_id", "item_id").unique()
+    rows = {}
+    for name in [*recommender.sources, None]:
+        found = recommender.retrieve(users, DEPTH, filter_seen=True, sources=name and [name])
+        rows[name or "union"] = measure(found, truth)
+    print(f"\nfit {seconds:.0f} s; {len(users)} users; seen items left out")
+    show(rows, ("recall@10", "ndcg@10", "recall@100", "recall@300", "items a user"))
+    print("\n".join(recommender.notes), flush=True)
+    return {"rows": rows, "fit_seconds": seconds, "users": len(users), "notes": list(recommender.notes)}
+
+
+def cold_items(train: pl.DataFrame, test: pl.DataFrame, items: pl.DataFrame, config: RecommenderConfig) -> dict:
+    """A random tenth of the items lose every interaction; who took one of them last must be given it by its text."""
+    ids = items["item_id"].sort()
+    cold = ids.sample(int(COLD_SHARE * len(ids)), seed=COLD_SEED)
+    train = train.filter(~pl.col("item_id").is_in(cold.implode()))
+    truth = test.filter(pl.col("item_id").is_in(cold.implode())).join(train, on="user_id", how="semi")
+    truth = truth.select("user_id", "item_id").unique()
+    users = truth["user_id"].unique().sort()
+    recommender, seconds = fitted(train, items, config)
+    only = {"filter_seen": True, "allow_items": cold}
+    rows = {
+        "TF-IDF neighbours": measure(tfidf_lists(train, users, items, cold), truth),
+        "bi-encoder": measure(recommender.retrieve(users, DEPTH, sources=["vector"], **only), truth),
+        "union of sources": measure(recommender.retrieve(users, DEPTH, **only), truth),
+    }
+    mixed = recommender.retrieve(users, DEPTH, filter_seen=True, sources=["vector"])
+    rows["bi-encoder, among all items"] = measure(mixed, truth)
+    print(f"\nfit {seconds:.0f} s; {len(users)} users, {len(cold)} cold items; cold items ranked among themselves")
+    show(rows, ("recall@10", "ndcg@10", "recall@100"))
+    return {"rows": rows, "fit_seconds": seconds, "users": len(users), "cold": len(cold)}
+
+
+def frozen(train: pl.DataFrame, test: pl.DataFrame, items: pl.DataFrame, config: RecommenderConfig) -> dict:
+    """The same fit with and without fine-tuning, compared user by user, with ids and from texts alone."""
+    users, truth = test["user_id"].unique().sort(), test.select("user_id", "item_id").unique()
+    untuned = replace(config, contrastive=replace(config.contrastive, encoder_steps=0))
+    by_system, result = {}, {}
+    for name, chosen in (("fine-tuned", config), ("frozen", untuned)):
+        recommender, seconds = fitted(train, items, chosen)
+        print(f"\n{name}")
+        result[name] = sources_of(recommender, test, seconds)
+        found = recommender.retrieve(users, DEPTH, filter_seen=True, sources=["vector"])
+        by_system[name] = metrics.hit_matrix(found.filter(pl.col("rank") <= 100), truth, 100)
+    for metric, k in ((metrics.ndcg, 10), (metrics.recall, 10), (metrics.recall, 100)):
+        tuned, fixed = (metric(by_system[name], k) for name in ("fine-tuned", "frozen"))
+        difference = metrics.paired_bootstrap(tuned, fixed, seed=config.seed)
+        label = f"{metric.__name__}@{k}"
+        result[label] = {"fine-tuned": float(tuned.mean()), "frozen": float(fixed.mean()), "difference": difference}
+        print(label, f"fine-tuned {tuned.mean():.4f}, frozen {fixed.mean():.4f}, paired difference", difference)
+    return result
+
+
+def fitted(train: pl.DataFrame, items: pl.DataFrame, config: RecommenderConfig) -> tuple[Recommender, float]:
+    start = time.perf_counter()
+    recommender = Recommender(config).fit(train, items)
+    return recommender, time.perf_counter() - start
+
+
+def tfidf_lists(train: pl.DataFrame, users: pl.Series, items: pl.DataFrame, cold: pl.Series) -> pl.DataFrame:
+    """Cold items by TF-IDF cosine to each item of the history, the newest weighing most."""
+    rows = {item: row for row, item in enumerate(items["item_id"])}
+    vectors = TfidfVectorizer(analyzer=tokenize, sublinear_tf=True).fit_transform(item_texts(items))
+    choices = vectors[[rows[item] for item in cold]]
+    lists = []
+    histories = train.sort("timestamp", maintain_order=True).group_by("user_id").agg("item_id")
+    by_user = dict(histories.iter_rows())
+    for user in users:
+        history = [rows[item] for item in by_user[user]]
+        weights = DECAY ** np.arange(len(history))[::-1]
+        scores = (choices @ (vectors[history].T @ weights)).ravel()
+        best = np.argsort(-scores, kind="stable")[:DEPTH]
+        ranked = {"user_id": [user] * len(best), "item_id": cold.gather(best), "rank": np.arange(1, len(best) + 1)}
+        lists.append(pl.DataFrame(ranked))
+    return pl.concat(lists)
+
+
+def measure(found: pl.DataFrame, truth: pl.DataFrame) -> dict[str, float]:
+    hits = metrics.hit_matrix(found, truth, DEPTH)
+    named = {"recall@10": metrics.recall(hits, 10), "ndcg@10": metrics.ndcg(hits, 10)}
+    named |= {f"recall@{k}": metrics.recall(hits, k) for k in (100, DEPTH)}
+    means = {name: float(values.mean()) for name, values in named.items()}
+    return {**means, "items a user": found.height / max(1, truth["user_id"].n_unique())}
+
+
+def show(rows: dict[str, dict[str, float]], columns: tuple[str, ...]) -> None:
+    print("| system | " + " | ".join(columns) + " |\n| --- |" + " --- |" * len(columns))
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join(f"{row[column]:.4g}" for column in columns) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Stage 1's models: the text encoder, the item tower, the history encoder and the index over their vectors.
+
+Owns how they are loaded, trained and brought up to date from events. What is learnt in a step is
+`indexing/contrastive.py`; which events may be learnt from is `recsys/pipeline.py`.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import scipy.sparse as sp
+import torch
+
+from indexing.covisitation import covisitation
+from indexing.encoder import BiEncoder
+from indexing.history import Histories, HistoryEncoder
+from indexing.index import VectorIndex, build_index, index_summary
+from indexing.item_tower import ItemFeatures, ItemTower
+from indexing.lexical import text_neighbours
+from indexing.teacher import Teacher, load_teacher
+from indexing.text_lesson import tune_encoder
+from indexing.tower_lesson import train_towers
+from indexing.vocabulary import extend_vocabulary
+from indexing.warm_up import WarmUpConfig, warm_up
+from indexing.words import Words
+from recsys.catalogue import Catalogue
+from recsys.config import RecommenderConfig
+from recsys.errors import InvalidConfig
+from recsys.notes import Notes
+
+TEXT_SHARE = 0.35  # of the time budget, for each training of stage 1
+TOWER_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Towers:
+    """Stage 1's trained models and what they made of the catalogue.
+
+    Attributes:
+        encoder: the text encoder.
+        words: vocabulary of the item tower.
+        item_tower: text vectors, words and behaviour -> item vectors.
+        history_encoder: the user tower.
+        event_kinds: names of the kinds of events, in the order of their rows.
+        text_vectors: float32 (n_texts, text_dim), what the encoder makes of the catalogue's distinct texts.
+        item_vectors: float32 (n_items, dim), unit length.
+        searchable: bool (n_items,), items with a text or enough behaviour; other vectors mean nothing.
+        index: over the item vectors.
+        text_neighbours: float32 CSR (n_texts, n_texts), lexical.
+        steps: of the training of item tower and history encoder.
+    """
+
+    encoder: BiEncoder
+    words: Words
+    item_tower: ItemTower
+    history_encoder: HistoryEncoder
+    event_kinds: tuple[str, ...]
+    text_vectors: npt.NDArray[np.float32]
+    item_vectors: npt.NDArray[np.float32]
+    searchable: npt.NDArray[np.bool_]
+    index: VectorIndex
+    text_neighbours: sp.csr_matrix
+    steps: int
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors of texts alone, a query or a profile, in the space of the item vectors, (n, dim)."""
+        return self.item_tower.encode_texts(self.encoder.encode(texts), self.words.transform(texts))
+
+
+def load_encoder(config: RecommenderConfig, device: str) -> BiEncoder:
+    """The configured text encoder.
+
+    Raises:
+        InvalidConfig: it cannot be had; the message names the remedy.
+    """
+    try:
+        return BiEncoder(config.encoder, device=device)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise InvalidConfig(str(error)) from error
+
+
+def prepare_encoder(encoder: BiEncoder, catalogue: Catalogue, config: RecommenderConfig, notes: Notes) -> bool:
+    """Teach the encoder the catalogue's language where that is asked for; whether it can read the catalogue then."""
+    share = encoder.unknown_share(catalogue.texts)
+    objective, teacher = config.warm_up.objective, None
+    if config.extend_vocabulary:
+        teacher = _teacher(notes)
+        added = extend_vocabulary(encoder, catalogue.texts, teacher=teacher, seed=config.seed)
+        notes.add(f"encoder: {added} tokens of the catalogue added to its vocabulary.")
+        objective = WarmUpConfig().objective if objective == "none" else objective
+    steps = warm_up(
+        encoder, catalogue.texts, replace(config.warm_up, objective=objective),
+        pairs=_title_and_description(catalogue), teacher=teacher, seed=config.seed, progress=config.progress,
+    )  # fmt: skip
+    if steps:
+        notes.add(f"encoder: {steps} steps of warm-up on the catalogue's own text ({objective}).")
+    return _can_read(encoder, share, catalogue, config, notes)
+
+
+def _teacher(notes: Notes) -> Teacher | None:
+    """The frozen multilingual encoder that new tokens start from, where it is installed."""
+    try:
+        return load_teacher()
+    except ImportError as error:
+        notes.add(f"new tokens start without a teacher, which is worse by far: {error}", level=logging.WARNING)
+        return None
+
+
+def _can_read(encoder: BiEncoder, share: float, catalogue: Catalogue, config: RecommenderConfig, notes: Notes) -> bool:
+    """Whether the tokenizer knows the catalogue's script; where it does not, training text models would be in vain."""
+    left = encoder.unknown_share(catalogue.texts) if config.extend_vocabulary else share
+    if left <= config.unknown_token_limit:
+        return True
+    notes.add(
+        f"{left:.0%} of the text's tokens are unknown to the encoder {config.encoder.model!r} (limit "
+        f"{config.unknown_token_limit:.0%}): it cannot read this language, so it is not fine-tuned and the interest "
+        "model is left out. Behaviour, the item tower's own words and the lexical source carry the lists. Set "
+        "encoder.model to a multilingual or Chinese checkpoint, such as 'BAAI/bge-small-zh-v1.5', or to a local folder "
+        "with one; or set extend_vocabulary = true.",
+        level=logging.WARNING,
+    )
+    return False
+
+
+def _title_and_description(catalogue: Catalogue) -> list[tuple[str, str]]:
+    """Two texts of one item for each that has both."""
+    filled = catalogue.items.filter((pl.col("title") != "") & (pl.col("description") != ""))
+    return list(filled.select("title", pl.col("description").str.head(400)).unique(maintain_order=True).iter_rows())
+
+
+def learn_towers(
+    encoder: BiEncoder,
+    events: pl.DataFrame,
+    event_kinds: tuple[str, ...],
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    device: str,
+    notes: Notes,
+    *,
+    tune: bool,
+) -> Towers:
+    """Fine-tune the text encoder, encode the catalogue, train item tower and history encoder, build the index.
+
+    Args:
+        encoder: its weights change where `tune` is set.
+        events: `user_id`, `item_row`, `seconds`, `event_row`, `weight`; all of them are learnt from.
+        event_kinds: names of the kinds, by `event_row`.
+        catalogue: the items.
+        config: everything else.
+        device: resolved.
+        notes: gets what was done.
+        tune: whether the text encoder is fine-tuned.
+    """
+    histories = histories_of(events)
+    behaviour = covisitation(histories, len(catalogue), config.covisitation)
+    text_steps = 0
+    if tune:
+        text_steps = tune_encoder(
+            encoder, catalogue.texts, _between_texts(behaviour, catalogue), config.contrastive, tuning=config.tuning,
+            training=config.training, device=device, seed=config.seed, max_seconds=budget(config, TEXT_SHARE),
+            progress=config.progress,
+        )  # fmt: skip
+    text_vectors = encoder.encode(catalogue.texts, progress=config.progress)
+    words = Words.fit(catalogue.texts, max_words=config.item_tower.max_words)
+    towers = _train(histories, behaviour, encoder, words, event_kinds, text_vectors, catalogue, config, device)
+    notes.add(
+        f"stage 1: {text_steps} steps on the text encoder, {towers.steps} on item tower and history encoder; index: "
+        f"{index_summary(towers.index)}."
+    )
+    return towers
+
+
+def renew_towers(
+    towers: Towers, events: pl.DataFrame, catalogue: Catalogue, config: RecommenderConfig, device: str
+) -> Towers:
+    """Item tower and history encoder trained anew on more events, in as many passes; the text encoder stays.
+
+    Trained from the same start and never on what it will be asked to rank, the new pair scores candidates as the old
+    one did in the label windows.
+    """
+    histories = histories_of(events)
+    behaviour = covisitation(histories, len(catalogue), config.covisitation)
+    return _train(
+        histories, behaviour, towers.encoder, towers.words, towers.event_kinds, towers.text_vectors, catalogue, config,
+        device, like=towers,
+    )  # fmt: skip
+
+
+def _train(
+    histories: Histories,
+    behaviour: sp.csr_matrix,
+    encoder: BiEncoder,
+    words: Words,
+    event_kinds: tuple[str, ...],
+    text_vectors: npt.NDArray[np.float32],
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    device: str,
+    *,
+    like: Towers | None = None,
+) -> Towers:
+    """Item tower and history encoder from the start, and the index; with `like`, as many steps as that took."""
+    n_items = len(catalogue)
+    counts = np.bincount(histories.item_rows, minlength=n_items).astype(np.float32)
+    features = ItemFeatures(text_vectors, words.transform(catalogue.texts), catalogue.text_rows, counts)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        tower = ItemTower(config.item_tower, text_dim=encoder.dim, n_words=len(words), n_items=n_items)
+        users = HistoryEncoder(config.history, item_dim=config.item_tower.dim, n_event_kinds=max(1, len(event_kinds)))
+    tower.start(features, behaviour, seed=config.seed)
+    tower.to(device), users.to(device)
+    steps = train_towers(
+        tower, users, histories, features, config.contrastive, training=config.training, device=device,
+        seed=config.seed, max_steps=None if like is None else like.steps, max_seconds=budget(config, TOWER_SHARE),
+        progress=config.progress,
+    )  # fmt: skip
+    vectors = tower.encode(features)
+    return Towers(
+        encoder=encoder,
+        words=words,
+        item_tower=tower,
+        history_encoder=users,
+        event_kinds=event_kinds,
+        text_vectors=text_vectors,
+        item_vectors=vectors,
+        searchable=catalogue.has_text | (counts >= config.item_tower.min_interactions),
+        index=configured_index(vectors, config, device),
+        text_neighbours=text_neighbours(catalogue.texts, config.lexical) if like is None else like.text_neighbours,
+        steps=steps,
+    )
+
+
+def configured_index(vectors: npt.NDArray[np.float32], config: RecommenderConfig, device: str) -> VectorIndex:
+    """The index over the item vectors.
+
+    Raises:
+        InvalidConfig: the configured kind cannot be built here or from so few vectors.
+    """
+    try:
+        return build_index(vectors, config.index, device=device)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise InvalidConfig(str(error)) from error
+
+
+def histories_of(events: pl.DataFrame) -> Histories:
+    """All users' histories, in order of user, time and item."""
+    by_user = events.sort("user_id", "seconds", "item_row")
+    lengths = by_user["user_id"].rle().struct.field("len").to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    columns = (by_user[name].to_numpy() for name in ("item_row", "event_row", "seconds", "weight"))
+    return Histories(offsets, *columns)
+
+
+def budget(config: RecommenderConfig, share: float) -> float | None:
+    """Seconds that a part of the fit may take, or None."""
+    return None if config.time_budget is None else 60.0 * share * config.time_budget
+
+
+def _between_texts(behaviour: sp.csr_matrix, catalogue: Catalogue) -> sp.csr_matrix:
+    """From items to their texts, CSR (n_texts, n_texts)."""
+    n_items = len(catalogue)
+    ones = np.ones(n_items, dtype=np.float32)
+    owns = sp.csr_matrix((ones, (catalogue.text_rows, np.arange(n_items))), shape=(len(catalogue.texts), n_items))
+    return sp.csr_matrix(owns @ behaviour @ owns.T)
