@@ -26,7 +26,7 @@ format: $(READY)
 wheel: $(READY)  ## build the wheel and import it where nothing else is installed
 	$(BIN)/python .ci/check_wheel.py
 
-bench: $(READY)  ## the tables of benchmarks/README.md; needs RECSYS_DATA, takes about an hour
+bench: $(READY)  ## the tables of benchmarks/README.md; needs RECSYS_DATA, takes about two hours
 	$(BIN)/python benchmarks/run_all.py
 
 clean:

@@ -83,26 +83,30 @@ def cold_items(train: pl.DataFrame, test: pl.DataFrame, items: pl.DataFrame, con
     truth = test.filter(pl.col("item_id").is_in(cold.implode())).join(train, on="user_id", how="semi")
     truth = truth.select("user_id", "item_id").unique()
     users = truth["user_id"].unique().sort()
-    recommender, seconds = fitted(train, items, config)
     only = {"filter_seen": True, "allow_items": cold}
-    rows = {
-        "TF-IDF neighbours": measure(tfidf_lists(train, users, items, cold), truth),
-        "bi-encoder": measure(recommender.retrieve(users, DEPTH, sources=["vector"], **only), truth),
-        "union of sources": measure(recommender.retrieve(users, DEPTH, **only), truth),
-    }
-    mixed = recommender.retrieve(users, DEPTH, filter_seen=True, sources=["vector"])
-    rows["bi-encoder, among all items"] = measure(mixed, truth)
-    print(f"\nfit {seconds:.0f} s; {len(users)} users, {len(cold)} cold items; cold items ranked among themselves")
-    show(rows, ("recall@10", "ndcg@10", "recall@100"))
-    return {"rows": rows, "fit_seconds": seconds, "users": len(users), "cold": len(cold)}
+    near = {"TF-IDF neighbours": tfidf_lists(train, users, items, cold)}
+    for name, chosen in (("", config), (", encoder frozen", without_tuning(config))):
+        recommender, seconds = fitted(train, items, chosen)
+        near[f"bi-encoder{name}"] = recommender.retrieve(users, DEPTH, sources=["vector"], **only)
+        near[f"union of sources{name}"] = recommender.retrieve(users, DEPTH, **only)
+        rows = {name: measure(found, truth) for name, found in near.items()}
+        print(f"\nfit {seconds:.0f} s; {len(users)} users, {len(cold)} cold items, ranked among themselves")
+        show(rows, ("recall@10", "ndcg@10", "recall@100"))
+    hits = [metrics.hit_matrix(near[f"bi-encoder{name}"], truth, 10) for name in ("", ", encoder frozen")]
+    difference = metrics.paired_bootstrap(*(metrics.ndcg(found, 10) for found in hits), seed=config.seed)
+    print("ndcg@10, fine-tuned minus frozen, with interval:", difference)
+    return {"rows": rows, "users": len(users), "cold": len(cold), "tuned_minus_frozen": difference}
+
+
+def without_tuning(config: RecommenderConfig) -> RecommenderConfig:
+    return replace(config, contrastive=replace(config.contrastive, encoder_steps=0))
 
 
 def frozen(train: pl.DataFrame, test: pl.DataFrame, items: pl.DataFrame, config: RecommenderConfig) -> dict:
     """The same fit with and without fine-tuning, compared user by user, with ids and from texts alone."""
     users, truth = test["user_id"].unique().sort(), test.select("user_id", "item_id").unique()
-    untuned = replace(config, contrastive=replace(config.contrastive, encoder_steps=0))
     by_system, result = {}, {}
-    for name, chosen in (("fine-tuned", config), ("frozen", untuned)):
+    for name, chosen in (("fine-tuned", config), ("frozen", without_tuning(config))):
         recommender, seconds = fitted(train, items, chosen)
         print(f"\n{name}")
         result[name] = sources_of(recommender, test, seconds)
@@ -152,7 +156,7 @@ def measure(found: pl.DataFrame, truth: pl.DataFrame) -> dict[str, float]:
 def show(rows: dict[str, dict[str, float]], columns: tuple[str, ...]) -> None:
     print("| system | " + " | ".join(columns) + " |\n| --- |" + " --- |" * len(columns))
     for name, row in rows.items():
-        print(f"| {name} | " + " | ".join(f"{row[column]:.4g}" for column in columns) + " |")
+        print(f"| {name} | " + " | ".join(f"{row[column]:.4g}" for column in columns) + " |", flush=True)
 
 
 if __name__ == "__main__":

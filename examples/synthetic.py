@@ -16,7 +16,7 @@ data = generate(n_users=100, n_items=300, n_topics=10, events_per_user=20, seed=
 
 config = RecommenderConfig(
     encoder=EncoderConfig(model=sys.argv[1]) if len(sys.argv) > 1 else EncoderConfig(),
-    contrastive=ContrastiveConfig(encoder_steps=10, encoder_batch_size=32, history_max_steps=200),
+    contrastive=ContrastiveConfig(encoder_steps=10, encoder_batch_size=32, tower_max_steps=200),
     interest=InterestConfig(max_groups=60, group_size=8),
     n_interest=10,
     progress=False,

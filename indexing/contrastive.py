@@ -26,7 +26,7 @@ class ContrastiveConfig:
         word_dropout: share of words and fields dropped from the texts that the encoder reads in training.
         adversarial: length of the worst-case push of the word embeddings that is trained against; 0 leaves it out.
         tower_epochs: passes over all histories for the item tower and the history encoder.
-        tower_max_steps: upper limit of gradient steps for them; None means 600 on a CPU and 20,000 on a GPU.
+        tower_max_steps: upper limit of gradient steps for them; None means 450 on a CPU and 20,000 on a GPU.
         tower_batch_size: events a step, about.
         tower_learning_rate: peak.
         full_softmax_items: up to this many items every step compares with the whole catalogue.
@@ -80,7 +80,7 @@ class ContrastiveConfig:
 
     def tower_steps_on(self, device: str) -> int:
         """Most steps on the towers for this device."""
-        return _default(self.tower_max_steps, device, cpu=600, gpu=20_000)
+        return _default(self.tower_max_steps, device, cpu=450, gpu=20_000)
 
 
 def _default(value: int | None, device: str, *, cpu: int, gpu: int) -> int:
@@ -130,8 +130,8 @@ def plan(sizes: npt.NDArray[np.int64], per_step: int, steps: int, *, seed: int) 
     """Row numbers for each step: rows of like size together, about `per_step` of size, each pass in a new order.
 
     Args:
-        sizes: int64 (n,), positive; a step's cost is its number of rows times its largest size.
-        per_step: cost of a step.
+        sizes: int64 (n,), positive.
+        per_step: sum of the sizes in a step, about.
         steps: how many are wanted.
         seed: of the order.
     """

@@ -237,7 +237,8 @@ def factors_of(behaviour: sp.csr_matrix, k: int, *, seed: int) -> npt.NDArray[np
     lengths = np.linalg.norm(factors, axis=1, keepdims=True)
     known = lengths > 1e-9
     median = np.median(lengths[known]) if known.any() else 1.0
-    return np.asarray(factors / np.maximum(lengths, median), dtype=np.float32)
+    # Rounding error differs from run to run, and Adam would make whole steps of it.
+    return np.asarray(np.round(factors / np.maximum(lengths, median), 6), dtype=np.float32)
 
 
 def _signs(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

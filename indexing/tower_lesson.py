@@ -20,7 +20,7 @@ from indexing.training import Lesson, TrainingConfig, train
 
 VALIDATION_USERS_SHARE = 0.1
 FEWEST_EVENTS = 3  # of a user whose newest event may be set aside
-POOL = 8  # the hardest negatives are looked for among so many times as many
+POOL = 4  # the hardest negatives are looked for among so many times as many
 
 
 def train_towers(

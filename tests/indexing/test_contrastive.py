@@ -45,7 +45,7 @@ class TestContrastiveConfig:
     def test_takes_fewer_steps_on_a_cpu_unless_told(self):
         config = ContrastiveConfig()
         assert (config.encoder_steps_on("cpu"), config.encoder_steps_on("cuda:0")) == (250, 3000)
-        assert (config.tower_steps_on("cpu"), config.tower_steps_on("cuda")) == (600, 20_000)
+        assert (config.tower_steps_on("cpu"), config.tower_steps_on("cuda")) == (450, 20_000)
         told = ContrastiveConfig(encoder_steps=0, tower_max_steps=7)
         assert (told.encoder_steps_on("cuda"), told.tower_steps_on("cuda")) == (0, 7)
 

@@ -111,6 +111,10 @@ class TestFactors:
         np.testing.assert_allclose(lengths[3], 0.0, atol=1e-6)
         assert lengths.max() <= 1 + 1e-6
 
+    def test_are_zero_where_there_is_nothing_but_rounding_error(self):
+        blocks = sp.csr_matrix((BLOCKS[:, None] == BLOCKS).astype(np.float32))  # of rank 4
+        assert not factors_of(blocks, 10, seed=0)[:, N_BLOCKS:].any()
+
     @pytest.mark.parametrize("n", [0, 1, 2, 40])
     def test_of_nothing_have_no_columns(self, n):
         assert factors_of(sp.csr_matrix((n, n), dtype=np.float32), 8, seed=0).shape == (n, 0)

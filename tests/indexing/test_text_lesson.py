@@ -90,9 +90,7 @@ class TestTuneEncoder:
         assert all(weight.requires_grad for weight in encoder.parameters())
 
     def test_changes_the_last_blocks_only_where_that_is_asked(self, start):
-        encoder, steps = tuned(
-            start, replace(CONFIG, encoder_steps=2), tuning=TuningConfig(scope="last", n_last=1)
-        )
+        encoder, steps = tuned(start, replace(CONFIG, encoder_steps=2), tuning=TuningConfig(scope="last", n_last=1))
         assert steps == 2
         before = dict(BiEncoder(start, device="cpu").model.named_parameters())
         changed = {name for name, weight in encoder.model.named_parameters() if not torch.equal(weight, before[name])}
@@ -133,7 +131,7 @@ def test_texts_set_aside_are_in_no_step(start, monkeypatch):
 
     monkeypatch.setattr(module, "train", watched)
     tuned(start, replace(CONFIG, encoder_steps=2))
-    (lesson, batches), = lessons
+    ((lesson, batches),) = lessons
     assert len(lesson.aside) == 2  # a twentieth of 56
     assert not set(lesson.aside) & set(lesson.learnt)
     assert {*lesson.aside, *lesson.learnt} == set(range(len(TEXTS)))

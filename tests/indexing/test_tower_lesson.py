@@ -18,8 +18,9 @@ from indexing.training import TrainingConfig
 TEXT_DIM, DIM, N_ITEMS = 8, 16, 12
 CIRCLE = [[(start + step) % N_ITEMS for step in range(5)] for start in range(N_ITEMS)]
 CONFIG = ContrastiveConfig(
-    tower_epochs=200, tower_max_steps=150, tower_batch_size=16, tower_learning_rate=5e-3, temperature=0.1
-)
+    tower_epochs=200, tower_max_steps=150, tower_batch_size=16, tower_learning_rate=5e-3, temperature=0.1,
+    validation_users=0,
+)  # fmt: skip
 TRAINING = TrainingConfig(precision="fp32", patience=0)
 
 
@@ -39,9 +40,7 @@ class Pair:
     def __init__(self, lists=None, config: ContrastiveConfig = CONFIG, *, training=TRAINING, **changes) -> None:
         given = changes.pop("histories", None) or histories_of(CIRCLE if lists is None else lists)
         counts = np.full(N_ITEMS, 5.0, dtype=np.float32)
-        self.features = ItemFeatures(
-            texts(), sp.csr_matrix((N_ITEMS, 0), dtype=np.float32), np.arange(N_ITEMS), counts
-        )
+        self.features = ItemFeatures(texts(), sp.csr_matrix((N_ITEMS, 0), dtype=np.float32), np.arange(N_ITEMS), counts)
         torch.manual_seed(0)
         shape = HistoryConfig(max_length=changes.pop("max_length", 4), dim=16, dropout=0.1)
         self.tower = ItemTower(ItemTowerConfig(dim=DIM), text_dim=TEXT_DIM, n_words=0, n_items=N_ITEMS)
@@ -177,7 +176,7 @@ class TestWhatIsMasked:
 class TestWhatIsSetAside:
     # One check at the end: the validation loss is measured, but decides nothing.
     once = replace(TRAINING, checks=1)
-    config = replace(CONFIG, tower_max_steps=12)
+    config = replace(CONFIG, tower_max_steps=12, validation_users=1000)
 
     def test_is_never_learnt_from(self):
         histories = histories_of(CIRCLE)
@@ -201,7 +200,7 @@ class TestWhatIsSetAside:
 
     def test_is_at_most_a_tenth_and_as_many_as_asked_of_users_with_three_events(self):
         lists = [[1, 2, 3]] * 30 + [[1, 2]] * 100
-        aside = module._set_aside(histories_of(lists), CONFIG, seed=0)
+        aside = module._set_aside(histories_of(lists), self.config, seed=0)
         assert len(aside) == len(set(aside.tolist())) == 3
         assert aside.max() < 30
         assert len(module._set_aside(histories_of(lists), replace(CONFIG, validation_users=2), seed=0)) == 2
@@ -217,7 +216,8 @@ class TestWhatIsSetAside:
 
         monkeypatch.setattr(module.TowerLesson, "validation_loss", scripted)
         pair = Pair(
-            config=replace(CONFIG, tower_max_steps=40), training=TrainingConfig(precision="fp32", patience=2, checks=10)
+            config=replace(self.config, tower_max_steps=40),
+            training=TrainingConfig(precision="fp32", patience=2, checks=10),
         )
         assert len(weights) == 4
         assert torch.equal(pair.encoder.project_out.weight, weights[1])
@@ -231,17 +231,17 @@ class TestWhatIsSetAside:
                 module.TowerLesson, "validation_loss", lambda lesson: losses.append(original(lesson)) or losses[-1]
             )
             many = [[(start + step) % N_ITEMS for step in range(6)] for start in range(N_ITEMS)] * 5
-            Pair(many)
+            Pair(many, replace(self.config, tower_max_steps=150))
         assert len(losses) == 10
         assert losses[-1] < 0.7 * losses[0]
 
     def test_loss_is_measured_in_a_sample_of_many_items_too(self):
-        sampled = replace(CONFIG, full_softmax_items=4, n_negatives=8, tower_max_steps=5)
+        sampled = replace(self.config, full_softmax_items=4, n_negatives=8, tower_max_steps=5)
         assert 0 < Pair(CIRCLE * 2, sampled).steps <= 5
 
 
 class TestWeights:
-    backwards = [rows[::-1] for rows in CIRCLE]
+    backwards = tuple(rows[::-1] for rows in CIRCLE)
 
     def test_of_zero_teach_nothing(self):
         worth = np.repeat(np.float32([1.0, 0.0]), 60)
@@ -266,11 +266,11 @@ class TestWeights:
 class TestKindsAndGaps:
     """The same items, but whether one goes up or down the circle shows in what kind of event it was, or how slow."""
 
-    lists = [*CIRCLE, *(rows[::-1] for rows in CIRCLE)]
+    lists = (*CIRCLE, *(rows[::-1] for rows in CIRCLE))
     direction = np.repeat([0, 1], 60)
 
     # One item alone says nothing about the direction.
-    asked = [[rows[0], rows[1]] for rows in lists]
+    asked = tuple([rows[0], rows[1]] for rows in lists)
 
     def test_kinds_of_events_are_learnt_from(self):
         kinds = self.direction.astype(np.int16)

@@ -7,7 +7,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from indexing.lexical import tokenize
 from indexing.words import Words
 
-TEXTS = ["red cast iron pan", "iron pan, iron lid", "Red running shoe", "shoe for running and running", "无线耳机", "蓝牙耳机"]
+TEXTS = [
+    "red cast iron pan",
+    "iron pan, iron lid",
+    "Red running shoe",
+    "shoe for running and running",
+    "无线耳机",
+    "蓝牙耳机",
+]
 
 
 def test_weigh_as_scikit_learn_does():

@@ -219,14 +219,21 @@ class TestRun:
         (table,) = result.tables
         assert table.protocol == "new items only"
         names = [row.system for row in table.rows]
-        assert names == ["popular", "recent-popular", "item-knn", "two-stage: retrieval", "two-stage"]
+        assert names == [
+            "popular",
+            "recent-popular",
+            "item-knn",
+            "two-stage: bi-encoder",
+            "two-stage: retrieval",
+            "two-stage",
+        ]
         for row in table.rows:
             assert 0 <= row.ndcg_low <= row.ndcg <= row.ndcg_high <= 1
             assert row.recall <= row.candidate_recall <= 1
             assert row.fit_seconds > 0
             assert row.users_per_second > 0
             assert row.peak_mb > 10
-        assert len(table.differences) == 4 + 3
+        assert len(table.differences) == 5 + 4
 
     def test_our_rows_share_one_fit_and_its_candidates(self, result):
         stage1, both = result.tables[0].rows[-2:]
@@ -245,7 +252,7 @@ class TestRun:
         assert again["dataset"] == "synthetic"
         assert again["split"] == "time"
         assert again["config"]["n_interest"] == 4
-        assert again["tables"][0]["rows"][4]["system"] == "two-stage"
+        assert again["tables"][0]["rows"][5]["system"] == "two-stage"
         assert {"python", "torch", "polars"} <= set(again["versions"])
         assert any(note.startswith("windows: ") for note in again["notes"])
 
@@ -256,7 +263,7 @@ class TestRun:
         counted, new = ([row.system for row in table.rows] for table in tables)
         assert [table.protocol for table in tables] == ["repeats counted", "new items only"]
         assert set(counted) - set(new) == {"buy-again"}
-        assert len(counted) == 6
+        assert len(counted) == 7
 
 
 class TestProfiling:

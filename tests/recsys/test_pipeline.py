@@ -21,7 +21,7 @@ from recsys.schema import validate
 from recsys.snapshot import candidate_frame
 from recsys.splits import make_windows
 from recsys.synthetic import generate
-from recsys.towers import learn_towers, load_encoder, renew_towers
+from recsys.towers import learn_towers, load_encoder
 
 
 def config_for(tiny_bert: str, **values: object) -> RecommenderConfig:
@@ -148,13 +148,19 @@ def drilled(tiny_bert):
 
 
 @pytest.fixture(scope="module")
-def training(tables, drilled):
-    return Line(tables, drilled)
+def many():
+    """More users: with a label or two from each of 60 the scores differ by chance alone."""
+    return generate(n_users=160, n_items=80, n_topics=4, events_per_user=12, n_cold_items=4)
 
 
 @pytest.fixture(scope="module")
-def served(data, drilled):
-    recommender = Recommender(drilled).fit(data.interactions, data.items)
+def training(many, drilled):
+    return Line(validate(many.interactions, many.items), drilled)
+
+
+@pytest.fixture(scope="module")
+def served(many, drilled):
+    recommender = Recommender(drilled).fit(many.interactions, many.items)
     state = recommender._state
     return candidate_frame(
         recommender._known_people(recommender.users),
@@ -167,23 +173,23 @@ def served(data, drilled):
     )
 
 
-@pytest.mark.parametrize("name", ["vector", "covisitation", "lexical", "interest", "stage1"])
+@pytest.mark.parametrize("name", ["vector", "covisitation", "ease", "lexical", "interest", "stage1"])
 def test_every_score_is_distributed_alike(name, training, served):
     column = f"{name}_score"
     shift = ks_2samp(training.rows_c[column].drop_nulls(), served[column].drop_nulls()).statistic
     assert shift < 0.2
 
 
-def test_towers_that_had_learnt_the_labels_would_score_them_otherwise(data, tables, training, served, drilled):
+def test_towers_that_had_learnt_the_labels_would_score_them_higher(many, training, served, drilled):
     taken = training.c.labels.join(training.rows_c, on=["user_row", "item_row"])["vector_score"]
-    users = data.interactions["user_id"].unique().sort()
-    truth = data.truth.select(
+    users = many.interactions["user_id"].unique().sort()
+    truth = many.truth.select(
         user_row=pl.col("user_id").replace_strict(users, range(len(users)), return_dtype=pl.Int32),
-        item_row=pl.Series(training.catalogue.rows_of(data.truth["item_id"]), dtype=pl.Int32),
+        item_row=pl.Series(training.catalogue.rows_of(many.truth["item_id"]), dtype=pl.Int32),
     )
     next_taken = truth.join(served, on=["user_row", "item_row"])["vector_score"]
     kinds = training.towers.event_kinds
-    events = to_events(tables.interactions, training.catalogue, kinds)
+    events = to_events(validate(many.interactions, many.items).interactions, training.catalogue, kinds)
     towers = learn_towers(
         load_encoder(drilled, "cpu"), events, kinds, training.catalogue, drilled, "cpu", Notes(()), tune=True
     )
@@ -191,10 +197,13 @@ def test_towers_that_had_learnt_the_labels_would_score_them_otherwise(data, tabl
     vectors = towers.history_encoder.encode(people.histories, towers.item_vectors)
     rows = training.c.labels
     memorised = (vectors[rows["user_row"]] * towers.item_vectors[rows["item_row"]]).sum(axis=1)
-    honest_shift = ks_2samp(taken, next_taken).statistic
-    memorised_shift = ks_2samp(memorised, next_taken).statistic
-    assert honest_shift < 0.35
-    assert memorised_shift > 1.5 * honest_shift
+    # Serving scores a little higher than window C: there, the events of B lie between training and asking.
+    assert ks_2samp(taken, next_taken).statistic < 0.35
+    honest_excess, memorised_excess = (
+        ks_2samp(scores, next_taken, alternative="less").statistic for scores in (taken, memorised)
+    )
+    assert memorised_excess > 0.2
+    assert memorised_excess > 1.5 * honest_excess
 
 
 class TestSeen:

@@ -199,7 +199,9 @@ def test_load_of_save_gives_the_same_lists(fitted: Recommender, data: Synthetic,
     assert loaded.notes == fitted.notes
     assert_frame_equal(loaded.similar_items(["i00003"], 5), fitted.similar_items(["i00003"], 5))
     manifest = json.loads((tmp_path / "model" / "MANIFEST.json").read_text())
-    assert {"items.parquet", "item_vectors.npy", "ranker/model.txt", "encoder/model.safetensors"} <= set(manifest["files"])
+    assert {"items.parquet", "item_vectors.npy", "ranker/model.txt", "encoder/model.safetensors"} <= set(
+        manifest["files"]
+    )
 
 
 def test_load_of_save_brings_every_tower_back(fitted: Recommender, data: Synthetic, tmp_path: Path) -> None:
