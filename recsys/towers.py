@@ -178,7 +178,7 @@ def learn_towers(
 def renew_towers(
     towers: Towers, events: pl.DataFrame, catalogue: Catalogue, config: RecommenderConfig, device: str
 ) -> Towers:
-    """Item tower and history encoder trained anew on more events, in as many passes; the text encoder stays.
+    """Item tower and history encoder trained anew on more events, in as many steps; the text encoder stays.
 
     Trained from the same start and never on what it will be asked to rank, the new pair scores candidates as the old
     one did in the label windows.
