@@ -169,6 +169,10 @@ class Retriever:
         self.n_candidates = n_candidates
         self.weights = dict(weights or {})
 
+    def weighted(self, weights: Mapping[str, float]) -> "Retriever":
+        """The same sources with other worths in the blend."""
+        return Retriever(self.sources, n_candidates=self.n_candidates, weights=weights)
+
     def retrieve(
         self,
         histories: Histories,

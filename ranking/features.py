@@ -1,77 +1,86 @@
 """Behavioural features as of a moment, one implementation for training and for serving.
 
-Owns counts, recency and affinities. Every number is computed from the history frame handed in, which must hold
-nothing at or after the moment: the caller cuts (and `build_features` refuses a history that was cut too late).
-Scores of stage 1 and of the interest model are columns of the pairs already.
+Owns counts, recency, trends, rates and affinities of users, items and pairs of them. Every number is computed from the
+history handed in, which must hold nothing at or after the moment: the caller cuts (and `build_features` refuses a
+history that was cut too late). What everybody did with an item is `ranking/statistics.py`, what a candidate has in
+common with the history `ranking/similarity.py`. Scores of stage 1 and of the interest model are columns of the pairs
+already.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-DAY = 86_400.0
-USER, ITEM = "user_row", "item_row"
+from ranking.statistics import CLOCKS, DAY, ITEM, PRICE, USER, FeatureConfig, item_statistics
+
+__all__ = ["DAY", "FeatureConfig", "build_features", "feature_names", "item_statistics"]
+
+Rows = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.float64]
+Columns = dict[str, npt.NDArray[np.floating]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureConfig:
-    """Which windows are counted.
+@dataclass(frozen=True, slots=True)
+class _Events:
+    """The history in order of user, then time: `users`, `items`, `kinds` int64, `days` and `age` in days, float64."""
 
-    Attributes:
-        windows_days: lengths of the windows before the moment, in days, ascending.
-    """
-
-    windows_days: tuple[int, ...] = (7, 30, 90)
-
-    def __post_init__(self) -> None:
-        if not self.windows_days or min(self.windows_days) < 1:
-            raise ValueError(f"features: windows_days={self.windows_days} must be positive whole days")
-        if list(self.windows_days) != sorted(set(self.windows_days)):
-            raise ValueError(f"features: windows_days={self.windows_days} must ascend without repetition")
+    users: Rows
+    items: Rows
+    kinds: Rows
+    days: Numbers
+    age: Numbers
 
 
-def item_statistics(history: pl.DataFrame, groups: pl.DataFrame, moment: float, config: FeatureConfig) -> pl.DataFrame:
-    """What all users together did with each item before the moment.
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Events that share a key: distinct `keys` ascending, and the events in their `order`, each key from its start."""
 
-    Args:
-        history: `user_row`, `item_row`, `seconds` (Float64, Unix time) of all users.
-        groups: `item_row` and group keys of every item (`text`, and any others; Int32), one row an item.
-        moment: Unix seconds; every history row lies before it.
-        config: windows.
+    keys: Rows
+    starts: Rows
+    order: Rows
 
-    Returns:
-        One row an item: `item_row` and Float32 columns `item_*` and `<group>_popularity`. Items without history have
-        counts of zero and null recency.
+    @classmethod
+    def of(cls, keys: Rows) -> "_Groups":
+        """Group by key; within a group events keep their order."""
+        size = max(len(keys), 1)
+        key, order = np.divmod(np.sort(keys * size + np.arange(len(keys))), size)  # faster than a stable argsort
+        starts = np.flatnonzero(np.diff(key, prepend=-1))
+        return cls(key[starts], starts, order)
 
-    Raises:
-        ValueError: a history row lies at or after the moment.
-    """
-    late = history.filter(pl.col("seconds") >= moment)
-    if late.height:
-        raise ValueError(
-            f"features: {late.height} history rows lie at or after the moment {moment}, first: "
-            f"{late.row(0, named=True)}; cut the history before the moment"
-        )
-    age = (moment - pl.col("seconds")) / DAY
-    counts = history.group_by(ITEM).agg(
-        item_count=pl.len(),
-        item_users=pl.col(USER).n_unique(),
-        item_days_since_last=age.min(),
-        item_days_since_first=age.max(),
-        **{f"item_count_{days}d": (age <= days).sum() for days in config.windows_days},
-    )
-    short, long = config.windows_days[0], config.windows_days[-1]
-    table = groups.join(counts, on=ITEM, how="left").with_columns(
-        pl.col("item_count", "item_users").fill_null(0),
-        *(pl.col(f"item_count_{days}d").fill_null(0) for days in config.windows_days),
-    )
-    keys = [name for name in groups.columns if name != ITEM]
-    return table.with_columns(
-        item_repeat_rate=pl.col("item_count") / pl.col("item_users"),
-        item_trend=(pl.col(f"item_count_{short}d") + 1) / (pl.col(f"item_count_{long}d") + 1),
-        item_share_of_text=pl.col("item_count") / pl.col("item_count").sum().over("text"),
-        **{f"{key}_popularity": pl.col("item_count").sum().over(key) for key in keys},
-    ).select(ITEM, *keys, pl.exclude(ITEM, *keys).cast(pl.Float32).fill_nan(None))
+    def sizes(self) -> Numbers:
+        """Events of each group."""
+        return np.diff(self.starts, append=len(self.order)).astype(np.float64)
+
+    def first(self, values: Numbers) -> Numbers:
+        """Of the oldest event of each group."""
+        return values[self.order[self.starts]]
+
+    def last(self, values: Numbers) -> Numbers:
+        """Of the newest event of each group."""
+        ends: Rows = np.append(self.starts, len(self.order))[1:]
+        return values[self.order[ends - 1]]
+
+    def sum(self, values: npt.NDArray[np.generic]) -> Numbers:
+        """Of each group; NaN counts as nothing."""
+        total: Numbers = np.add.reduceat(np.nan_to_num(values[self.order].astype(np.float64)), self.starts)
+        return total
+
+    def days(self, days: Numbers) -> Numbers:
+        """Distinct days of each group."""
+        day = np.floor(days)[self.order]
+        new = np.diff(day, prepend=np.nan) != 0
+        new[self.starts] = True
+        return np.add.reduceat(new.astype(np.float64), self.starts)
+
+    def places(self, keys: Rows) -> Rows:
+        """Where each key lies among the groups; -1 where it does not."""
+        if not len(self.keys):
+            return np.full(len(keys), -1, dtype=np.int64)
+        found = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[found] == keys, found, -1)
 
 
 def build_features(
@@ -80,15 +89,19 @@ def build_features(
     statistics: pl.DataFrame,
     moments: pl.DataFrame,
     config: FeatureConfig,
+    kinds: Sequence[str] = (),
 ) -> pl.DataFrame:
     """Add behavioural features to (user, item) pairs.
 
     Args:
         pairs: `user_row`, `item_row` and any further columns, which stay as they are.
-        history: `user_row`, `item_row`, `seconds` of the pairs' users, all before each user's moment.
-        statistics: from `item_statistics`, one row for every item of the pairs and the history.
+        history: `user_row`, `item_row`, `seconds` and, with `kinds`, `event_row` of the pairs' users, all before each
+            user's moment.
+        statistics: from `item_statistics`, in order of `item_row`, and any further numeric columns. A column
+            `item__price` is taken for the price.
         moments: `user_row`, `moment` (Float64, Unix seconds), one row for every user of the pairs.
         config: windows.
+        kinds: names of the kinds of events, by `event_row`.
 
     Returns:
         The pairs in their order with Float32 columns `pair_*`, `user_*`, `item_*` and `<group>_*` added; null where
@@ -97,32 +110,23 @@ def build_features(
     Raises:
         ValueError: a history row lies at or after its user's moment.
     """
+    users, items = (pairs[name].to_numpy().astype(np.int64) for name in (USER, ITEM))
+    known = moments[USER].to_numpy()
+    moment = np.full(int(known.max(initial=0)) + 1, np.nan)
+    moment[known] = moments["moment"].to_numpy()
+    events = _events(history, moment)
     keys = [name for name in statistics.columns if statistics.schema[name] == pl.Int32 and name != ITEM]
-    aged = history.join(moments, on=USER).with_columns(age=(pl.col("moment") - pl.col("seconds")) / DAY)
-    late = aged.filter(pl.col("age") <= 0)
-    if late.height:
-        raise ValueError(
-            f"features: {late.height} history rows lie at or after their user's moment, first: "
-            f"{late.row(0, named=True)}; cut the history before the moment"
-        )
-    aged = aged.join(statistics.select(ITEM, *keys), on=ITEM, how="left")
-    table = pairs.with_row_index("_order").join(statistics, on=ITEM, how="left")
-    table = table.join(_pair_features(aged, config), on=[USER, ITEM], how="left")
-    table = table.join(_user_features(aged, config), on=USER, how="left")
-    for key in keys:
-        table = table.join(_affinity(aged, key), on=[USER, key], how="left")
-    table = table.with_columns(
-        pl.col("pair_count", "pair_days", *(f"pair_count_{days}d" for days in config.windows_days)).fill_null(0),
-        *(pl.col(f"user_{key}_count").fill_null(0) for key in keys),
-    ).with_columns(
-        pair_overdue=pl.col("pair_days_since_last") / pl.col("pair_interval"),
-        pair_share=pl.col("pair_count") / pl.col("user_events"),
-        **{f"user_{key}_share": pl.col(f"user_{key}_count") / pl.col("user_events") for key in keys},
-    )
-    added = [name for name in table.columns if name not in pairs.columns and name != "_order"]
-    return table.sort("_order").select(
-        *pairs.columns, *(pl.col(name).cast(pl.Float32) for name in added if name not in keys)
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing to count from is NaN, and null in the end
+        columns = _user_features(events, users, config, kinds)
+        columns |= _pair_features(events, users, items, len(statistics), columns["user_events"], config)
+        for key in keys:
+            codes = statistics[key].to_numpy()
+            columns |= _affinity(events, users, items, codes, key, columns["user_events"])
+        columns |= _taste(events, users, items, statistics)
+        columns |= _clock(statistics, items, moment[users])
+    shown = [name for name in statistics.columns if name not in (ITEM, *keys, *CLOCKS)]
+    own = pl.DataFrame({name: values.astype(np.float32) for name, values in columns.items()}, nan_to_null=True)
+    return pl.concat([pairs, statistics[shown][pairs[ITEM]], own], how="horizontal")
 
 
 def feature_names(frame: pl.DataFrame, *, exclude: tuple[str, ...]) -> list[str]:
@@ -131,42 +135,141 @@ def feature_names(frame: pl.DataFrame, *, exclude: tuple[str, ...]) -> list[str]
     return [name for name in numeric if name not in exclude]
 
 
-def _pair_features(aged: pl.DataFrame, config: FeatureConfig) -> pl.DataFrame:
+def _events(history: pl.DataFrame, moment: Numbers) -> _Events:
+    """History as arrays, checked.
+
+    Raises:
+        ValueError: a row lies at or after its user's moment.
+    """
+    users, items = (history[name].to_numpy().astype(np.int64) for name in (USER, ITEM))
+    seconds = history["seconds"].to_numpy()
+    age = (moment[users] - seconds) / DAY
+    late = np.flatnonzero(age <= 0)
+    if len(late):
+        first = {**history.row(int(late[0]), named=True), "moment": float(moment[users[late[0]]])}
+        raise ValueError(
+            f"features: {len(late)} history rows lie at or after their user's moment, first: {first}; "
+            "cut the history before the moment"
+        )
+    kinds = history["event_row"].to_numpy().astype(np.int64) if "event_row" in history.columns else np.zeros_like(users)
+    order = np.lexsort((seconds, users))
+    return _Events(users[order], items[order], kinds[order], seconds[order] / DAY, age[order])
+
+
+def _at(values: npt.NDArray[np.floating], places: Rows, missing: float = np.nan) -> Numbers:
+    """`values[places]`, `missing` where a place is -1."""
+    return np.append(values, missing)[places]
+
+
+def _user_features(events: _Events, users: Rows, config: FeatureConfig, kinds: Sequence[str]) -> Columns:
+    """How active the user is, how often he repeats and what kinds of events he leaves."""
+    groups = _Groups.of(events.users)
+    width = int(events.items.max(initial=0)) + 1
+    distinct = _Groups.of(events.users * width + events.items).keys // width
+    count, days = groups.sizes(), groups.days(events.days)
+    n_items = np.diff(np.searchsorted(distinct, np.append(groups.keys, np.iinfo(np.int64).max))).astype(np.float64)
+    recent = {n: groups.sum(events.age <= n) for n in config.windows_days}
+    table = {
+        "user_events": count,
+        "user_items": n_items,
+        "user_days": days,
+        "user_days_since_last": groups.last(events.age),
+        "user_days_since_first": groups.first(events.age),
+        **{f"user_events_{n}d": values for n, values in recent.items()},
+        "user_repeat_share": 1 - n_items / count,
+        "user_events_per_day": count / days,
+        "user_trend": (recent[config.windows_days[0]] + 1) / (recent[config.windows_days[-1]] + 1),
+    }
+    if len(kinds) > 1:
+        table |= {f"user_rate_{name}": groups.sum(events.kinds == row) / count for row, name in enumerate(kinds)}
+    places = groups.places(users)
+    return {name: _at(values, places) for name, values in table.items()}
+
+
+def _pair_features(
+    events: _Events,
+    users: Rows,
+    items: Rows,
+    n_items: int,
+    user_events: npt.NDArray[np.floating],
+    config: FeatureConfig,
+) -> Columns:
     """What the user did with this very item."""
-    day = (pl.col("seconds") / DAY).floor()
-    frame = aged.group_by(USER, ITEM).agg(
-        pair_count=pl.len(),
-        pair_days=day.n_unique(),
-        pair_days_since_last=pl.col("age").min(),
-        pair_days_since_first=pl.col("age").max(),
-        **{f"pair_count_{days}d": (pl.col("age") <= days).sum() for days in config.windows_days},
-    )
-    span = pl.col("pair_days_since_first") - pl.col("pair_days_since_last")
-    return frame.with_columns(pair_interval=pl.when(pl.col("pair_days") > 1).then(span / (pl.col("pair_days") - 1)))
+    groups = _Groups.of(events.users * n_items + events.items)
+    places = groups.places(users * n_items + items)
+    newest, oldest, days = groups.last(events.age), groups.first(events.age), groups.days(events.days)
+    interval = np.where(days > 1, (oldest - newest) / (days - 1), np.nan)
+    count = _at(groups.sizes(), places, 0.0)
+    return {
+        "pair_count": count,
+        "pair_days": _at(days, places, 0.0),
+        "pair_days_since_last": _at(newest, places),
+        "pair_days_since_first": _at(oldest, places),
+        **{f"pair_count_{n}d": _at(groups.sum(events.age <= n), places, 0.0) for n in config.windows_days},
+        "pair_interval": _at(interval, places),
+        "pair_overdue": _at(newest / interval, places),
+        "pair_share": count / user_events,
+    }
 
 
-def _user_features(aged: pl.DataFrame, config: FeatureConfig) -> pl.DataFrame:
-    """How active the user is and how often he repeats."""
-    day = (pl.col("seconds") / DAY).floor()
-    return (
-        aged.group_by(USER)
-        .agg(
-            user_events=pl.len(),
-            user_items=pl.col(ITEM).n_unique(),
-            user_days=day.n_unique(),
-            user_days_since_last=pl.col("age").min(),
-            user_days_since_first=pl.col("age").max(),
-            **{f"user_events_{days}d": (pl.col("age") <= days).sum() for days in config.windows_days},
-        )
-        .with_columns(
-            user_repeat_share=1 - pl.col("user_items") / pl.col("user_events"),
-            user_events_per_day=pl.col("user_events") / pl.col("user_days"),
-        )
-    )
-
-
-def _affinity(aged: pl.DataFrame, key: str) -> pl.DataFrame:
+def _affinity(
+    events: _Events,
+    users: Rows,
+    items: Rows,
+    codes: npt.NDArray[np.int32],
+    key: str,
+    user_events: npt.NDArray[np.floating],
+) -> Columns:
     """What the user did with items of the same group."""
-    return aged.group_by(USER, key).agg(
-        **{f"user_{key}_count": pl.len(), f"user_{key}_days_since_last": pl.col("age").min()}
-    )
+    width = len(codes) + 1  # there are no more groups than items, and one for items without
+    groups = _Groups.of(events.users * width + codes[events.items])
+    places = groups.places(users * width + codes[items])
+    count = _at(groups.sizes(), places, 0.0)
+    return {
+        f"user_{key}_count": count,
+        f"user_{key}_days_since_last": _at(groups.last(events.age), places),
+        f"user_{key}_share": count / user_events,
+    }
+
+
+def _taste(events: _Events, users: Rows, items: Rows, statistics: pl.DataFrame) -> Columns:
+    """How popular and how dear the user's items are, and how far the candidate lies from that."""
+    groups = _Groups.of(events.users)
+    places = groups.places(users)
+    popularity = statistics["item_popularity_percentile"].to_numpy()
+    usual = _at(groups.sum(popularity[events.items]) / groups.sizes(), places)
+    columns: Columns = {"user_popularity_mean": usual, "pair_popularity_gap": popularity[items] - usual}
+    if PRICE in statistics.columns and statistics[PRICE].null_count() < statistics.height:
+        price = statistics[PRICE].to_numpy()
+        paid = price[events.items]
+        mean = _at(groups.sum(paid) / groups.sum(~np.isnan(paid)), places)
+        columns |= {"user_price_mean": mean, "user_price_gap": _ratio(price[items] - mean, mean)}
+        columns["user_price_percentile"] = _percentiles(events.users, paid, users, price[items])
+    return columns
+
+
+def _ratio(part: Numbers, whole: Numbers) -> Numbers:
+    """`part / whole`, NaN where the whole is zero."""
+    return np.where(whole == 0, np.nan, part / whole)
+
+
+def _percentiles(owners: Rows, paid: Numbers, users: Rows, price: Numbers) -> Numbers:
+    """Share of the user's own prices that are not above the given one, NaN without any."""
+    known = ~np.isnan(paid)
+    levels = np.unique(paid[known])
+    ladder = np.sort(owners[known] * (len(levels) + 1) + np.searchsorted(levels, paid[known]))
+    base = users * (len(levels) + 1)
+    first = np.searchsorted(ladder, base)
+    below = np.searchsorted(ladder, base + np.searchsorted(levels, price, side="right")) - first
+    total = np.searchsorted(ladder, base + len(levels) + 1) - first
+    return np.where(np.isnan(price), np.nan, below / total)
+
+
+def _clock(statistics: pl.DataFrame, items: Rows, moment: Numbers) -> Columns:
+    """How much more often than others the item, and its category, is taken at the hour and weekday of the moment."""
+    found = [name for name in CLOCKS if name in statistics.columns]
+    places: Mapping[str, Rows] = {
+        "hour": (moment % DAY // 3600).astype(np.int64),
+        "weekday": (moment // DAY % 7).astype(np.int64),
+    }
+    return {f"{name}_lift": statistics[name].to_numpy()[items, places[name.rsplit("_", 1)[1]]] for name in found}

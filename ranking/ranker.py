@@ -30,6 +30,7 @@ class RankerConfig:
         row_fraction: rows drawn per tree.
         l2: regularisation of leaf values.
         truncation: places of a list that the loss looks at.
+        rising: features that may only ever raise a score: whoever tops every source may not fall behind for it.
         n_threads: 0 means all cores.
     """
 
@@ -42,6 +43,7 @@ class RankerConfig:
     row_fraction: float = 0.8
     l2: float = 5.0
     truncation: int = 30
+    rising: tuple[str, ...] = ("stage1_score",)
     n_threads: int = 0
 
     def __post_init__(self) -> None:
@@ -62,13 +64,16 @@ class Ranker:
         self.features: list[str] = []
         self._booster: Any = None
 
-    def fit(self, train: pl.DataFrame, validation: pl.DataFrame, features: list[str]) -> Self:
+    def fit(
+        self, train: pl.DataFrame, validation: pl.DataFrame | None, features: list[str], *, n_trees: int | None = None
+    ) -> Self:
         """Train on labelled groups.
 
         Args:
             train: `user_row`, `label` and the features; rows of a user lie together.
-            validation: the same of other users, for early stopping; may be empty, then `n_trees` are grown.
+            validation: the same of other users or of a later window, to stop early by; without it all trees are grown.
             features: names of the columns to read.
+            n_trees: how many at most, the configured number by default.
 
         Raises:
             ValueError: no features, a feature column that is missing, no rows, a label that is null, NaN, negative,
@@ -78,18 +83,18 @@ class Ranker:
         """
         import lightgbm as lgb
 
-        for rows in (train, validation) if validation.height else (train,):
+        for rows in (train,) if validation is None else (train, validation):
             check_groups(rows)
             _check_columns(rows, features)
         self.features = list(features)
         dataset = self._dataset(train)
         callbacks: list[Any] = []
         valid_sets: list[Any] = []
-        if validation.height:
+        if validation is not None:
             valid_sets = [self._dataset(validation, reference=dataset)]
             callbacks = [lgb.early_stopping(self.config.early_stopping, verbose=False)]
         self._booster = lgb.train(
-            self._parameters(), dataset, self.config.n_trees, valid_sets=valid_sets, callbacks=callbacks
+            self._parameters(), dataset, n_trees or self.config.n_trees, valid_sets=valid_sets, callbacks=callbacks
         )
         if np.ptp(self.predict(train)) == 0.0:
             self._booster = None
@@ -98,6 +103,13 @@ class Ranker:
                 "lower min_leaf_rows or bring more users with labels"
             )
         return self
+
+    @property
+    def n_trees(self) -> int:
+        """How many trees its scores come from."""
+        if self._booster is None:
+            raise RuntimeError("ranker: not fitted; call fit or load first")
+        return int(self._booster.best_iteration) or int(self._booster.num_trees())
 
     def predict(self, rows: pl.DataFrame) -> npt.NDArray[np.float64]:
         """Scores, float64 (n_rows,).
@@ -113,6 +125,26 @@ class Ranker:
             return np.zeros(0)
         scores = self._booster.predict(self._matrix(rows), num_threads=self.config.n_threads or None)
         return np.asarray(scores, dtype=np.float64)
+
+    def contributions(self, rows: pl.DataFrame) -> npt.NDArray[np.float64]:
+        """What each feature adds to the score of each row, float64 (n_rows, n_features + 1), by LightGBM's own SHAP.
+
+        Columns are in the order of `features`; the last one is the bias. A row sums to its score.
+
+        Raises:
+            RuntimeError, ValueError: see `predict`.
+
+        Source: Lundberg et al. (2020), TreeSHAP.
+        """
+        if self._booster is None:
+            raise RuntimeError("ranker: not fitted; call fit or load first")
+        _check_columns(rows, self.features)
+        if rows.is_empty():
+            return np.zeros((0, len(self.features) + 1))
+        threads = self.config.n_threads or None
+        return np.asarray(
+            self._booster.predict(self._matrix(rows), num_threads=threads, pred_contrib=True), dtype=np.float64
+        )
 
     def importance(self) -> dict[str, float]:
         """Total gain of each feature, largest first."""
@@ -153,6 +185,7 @@ class Ranker:
             "bagging_fraction": config.row_fraction,
             "bagging_freq": 1,
             "lambda_l2": config.l2,
+            "monotone_constraints": [int(name in config.rising) for name in self.features],
             "num_threads": config.n_threads,
             "seed": self.seed,
             "deterministic": True,

@@ -14,7 +14,8 @@ class TrainingSet:
     """Labelled rows, one group a user.
 
     Attributes:
-        rows: the candidate rows with `label` (Int8, 1 taken, 0 not), sorted by `user_row`, shuffled inside a user.
+        rows: the candidate rows with `label` (Int8, the grade of what was taken, 0 for the others), sorted by
+            `user_row`, shuffled inside a user.
         n_users: users with at least one taken and one other candidate.
         n_dropped: users of the labels that have none, and so teach nothing.
     """
@@ -32,13 +33,13 @@ def label_candidates(candidates: pl.DataFrame, labels: pl.DataFrame, *, seed: in
 
     Args:
         candidates: `user_row`, `item_row` and feature columns.
-        labels: `user_row`, `item_row` of the label window; repetitions count once.
+        labels: `user_row`, `item_row`, `grade` (Int8, from 1) of the label window; the best grade of a pair counts.
         seed: of the shuffle.
 
     Returns:
         The training set; it may be empty.
     """
-    taken = labels.select("user_row", "item_row").unique().with_columns(label=pl.lit(1, dtype=pl.Int8))
+    taken = labels.group_by("user_row", "item_row").agg(label=pl.col("grade").max())
     rows = candidates.join(taken, on=["user_row", "item_row"], how="left", maintain_order="left")
     rows = rows.with_columns(pl.col("label").fill_null(0))
     rows = rows.filter((pl.col("label").max() != pl.col("label").min()).over("user_row"))

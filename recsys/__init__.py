@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from recsys.config import RecommenderConfig, read_config
     from recsys.datasets import Dataset, load_dataset
     from recsys.recommender import Recommender
+    from recsys.rules import Rules
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Recommender": "recsys.recommender",
     "RecommenderConfig": "recsys.config",
+    "Rules": "recsys.rules",
     "read_config": "recsys.config",
     "Dataset": "recsys.datasets",
     "load_dataset": "recsys.datasets",
 }
-__all__ = ["Dataset", "Recommender", "RecommenderConfig", "load_dataset", "read_config"]
+__all__ = ["Dataset", "Recommender", "RecommenderConfig", "Rules", "load_dataset", "read_config"]
 
 
 def _refuse_shadowed_stages() -> None:

@@ -21,6 +21,7 @@ from indexing.tuning_scope import TuningConfig
 from indexing.warm_up import WarmUpConfig
 from ranking.features import FeatureConfig
 from ranking.interest import InterestConfig
+from ranking.probability import HeadConfig
 from ranking.ranker import RankerConfig
 from recsys.errors import InvalidConfig
 from recsys.splits import WindowConfig
@@ -46,12 +47,17 @@ class RecommenderConfig:
         interest: the cross-encoder.
         features: behavioural features.
         ranker: LightGBM.
+        heads: LightGBM again, for probabilities.
         windows: how time is divided.
         extend_vocabulary: add the catalogue's characters and words to the tokenizer, and warm the encoder up on them.
         renew_towers: train item tower and history encoder anew on all interactions once the ranker has learnt.
         time_budget: minutes that a fit should take, about; it bounds the neural trainings. None for no limit.
         n_interest: candidates per user that the cross-encoder scores, the best by stage 1; 0 leaves it out.
-        max_label_users: users per label window that stage 2 learns from, drawn at random where there are more.
+        max_label_users: users per label window that stage 2 looks at, drawn at random where there are more.
+        max_ranker_rows: candidate rows per label window that the ranker learns from; users are drawn at random for it.
+        event_grades: kinds of events from the weakest to the strongest, such as ("view", "cart", "purchase"): the
+            ranker puts the items of the stronger above those of the weaker. A kind that is not named counts as weakest.
+        probabilities: learn what `predict_proba` needs.
         repeat_limit: `filter_seen="auto"` shows seen items where at least this share of interactions are repeats.
         unknown_token_limit: above this share of unknown tokens the encoder cannot read the catalogue, and fit warns.
         ignore_columns: columns of the items that must not become features.
@@ -76,12 +82,16 @@ class RecommenderConfig:
     interest: InterestConfig = field(default_factory=InterestConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
+    heads: HeadConfig = field(default_factory=HeadConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     extend_vocabulary: bool = False
     renew_towers: bool = True
     time_budget: float | None = None
     n_interest: int = 15
-    max_label_users: int = 2000
+    max_label_users: int = 20_000
+    max_ranker_rows: int = 1_000_000
+    event_grades: tuple[str, ...] = ()
+    probabilities: bool = True
     repeat_limit: float = 0.15
     unknown_token_limit: float = 0.2
     ignore_columns: tuple[str, ...] = ()
@@ -91,7 +101,7 @@ class RecommenderConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("n_interest", 0), ("max_label_users", 1), ("seed", 0)):
+        for name, least in (("n_interest", 0), ("max_label_users", 1), ("max_ranker_rows", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InvalidConfig(f"{name}={getattr(self, name)} must be {least} or more")
         if self.time_budget is not None and self.time_budget <= 0:

@@ -7,6 +7,7 @@ every one of them before anything here reads it.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,19 @@ from indexing.sparse import load_csr, save_csr
 from indexing.words import Words
 from ranking.interest import InterestModel
 from ranking.ranker import Ranker
-from recsys.catalogue import Catalogue
+from recsys.catalogue import Catalogue, user_numbers
 from recsys.config import RecommenderConfig
-from recsys.snapshot import Snapshot, take_snapshot
+from recsys.prediction import Probabilities
+from recsys.snapshot import Snapshot, Timelines, take_snapshot
 from recsys.towers import Towers
 
 STATE = "state.json"
+HEADS = "probabilities"
 BEHAVIOUR = ("covisitation", "ease")
 VECTORS = ("text_vectors", "item_vectors", "searchable")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fitted:
     """Everything that `recommend` needs.
 
@@ -42,6 +45,8 @@ class Fitted:
         towers: stage 1's models.
         interest: the cross-encoder, None where there was too little to learn from or it is switched off.
         ranker: LightGBM, None where there was too little to learn from or the blend of stage 1 did better.
+        new_ranker: the same for lists without what a user has taken; only where such items are shown by default.
+        probabilities: heads of `predict_proba`, None where they are switched off.
         snapshot: sources and statistics as of `as_of`.
         window_kind: "time" or "last".
         as_of: Unix seconds, later than every event.
@@ -56,12 +61,28 @@ class Fitted:
     towers: Towers
     interest: InterestModel | None
     ranker: Ranker | None
+    new_ranker: Ranker | None
+    probabilities: Probabilities | None
     snapshot: Snapshot
     window_kind: str
     as_of: float
     hide_seen: bool
     weights: Mapping[str, float]
     notes: tuple[str, ...]
+
+    @cached_property
+    def timelines(self) -> Timelines:
+        """The events by user, put in order when the first request comes."""
+        return Timelines.of(self.events)
+
+    @cached_property
+    def user_numbers(self) -> pl.DataFrame | None:
+        """Numeric columns of the users table."""
+        return user_numbers(self.users)
+
+    def ranker_for(self, *, hide_seen: bool) -> Ranker | None:
+        """The ranker that learnt from lists like those asked for."""
+        return self.new_ranker if hide_seen and not self.hide_seen else self.ranker
 
 
 def write_fitted(fitted: Fitted, config: RecommenderConfig, folder: Path) -> dict[str, Any]:
@@ -121,7 +142,11 @@ def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, 
         steps=state["tower_steps"],
         **{name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in VECTORS},
     )
-    has_interest, has_ranker = (folder / "interest").exists(), (folder / "ranker").exists()
+    ranker, new_ranker = (
+        Ranker.load(folder / name, config.ranker, seed=config.seed) if (folder / name).exists() else None
+        for name in ("ranker", "new_ranker")
+    )
+    has_heads = (folder / HEADS).exists()
     facts = {name: state[name] for name in ("window_kind", "as_of", "hide_seen", "weights")}
     snapshot = take_snapshot(
         events,
@@ -130,6 +155,7 @@ def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, 
         catalogue,
         config,
         repeats=not facts["hide_seen"],
+        clock=facts["window_kind"] == "last",
         weights=facts["weights"],
         known_behaviour={path.stem: load_csr(path) for path in _behaviour_files(folder)},
     )
@@ -138,10 +164,12 @@ def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, 
         events=events,
         users=users,
         towers=towers,
-        interest=InterestModel.load(folder / "interest", device=device) if has_interest else None,
-        ranker=Ranker.load(folder / "ranker", config.ranker, seed=config.seed) if has_ranker else None,
+        interest=InterestModel.load(folder / "interest", device=device) if (folder / "interest").exists() else None,
         snapshot=snapshot,
         notes=tuple(state["notes"]),
+        ranker=ranker,
+        new_ranker=new_ranker,
+        probabilities=Probabilities.load(folder / HEADS, config.heads, seed=config.seed) if has_heads else None,
         **facts,
     )
 
@@ -159,5 +187,7 @@ def _parts(fitted: Fitted) -> dict[str, Any]:
         "history": fitted.towers.history_encoder,
         "index": fitted.towers.index,
         "interest": fitted.interest,
+        HEADS: fitted.probabilities,
         "ranker": fitted.ranker,
+        "new_ranker": fitted.new_ranker,
     }

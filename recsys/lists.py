@@ -4,6 +4,8 @@ Owns the blocks in which users are ranked and what a user without history gets. 
 `recsys/recommender.py`.
 """
 
+import logging
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -12,7 +14,10 @@ from tqdm import tqdm
 from ranking.rerank import top_k
 from recsys.config import RecommenderConfig
 from recsys.fitted import Fitted
+from recsys.rules import ReadyRules, arrange
 from recsys.snapshot import People, candidate_frame
+
+log = logging.getLogger("recsys")
 
 USERS_PER_BLOCK = 512
 
@@ -26,26 +31,59 @@ def best_items(
     blocked: npt.NDArray[np.bool_],
     hide_seen: bool,
     progress: bool,
+    rules: ReadyRules | None = None,
 ) -> pl.DataFrame:
     """The best `k` of each user, block by block so that memory does not grow with the number of users.
 
     Returns:
-        `user_row`, `item_row`, `rank`, `score`, `stage1_score`, `interest_score`, `is_fallback` and `<source>_rank`.
+        `user_row`, `item_row`, `rank`, `score`, `stage1_score`, `interest_score`, `is_fallback`, `<source>_rank` and,
+        where there are rules, `rules`: which of them are behind an item's place.
     """
     starts = range(0, max(len(people), 1), USERS_PER_BLOCK)
     parts = [
-        _block(state, people.slice(start, start + USERS_PER_BLOCK), k, config, blocked, hide_seen).with_columns(
-            pl.col("user_row") + pl.lit(start, dtype=pl.Int32)
-        )
+        _block(
+            state,
+            people.slice(start, start + USERS_PER_BLOCK),
+            k,
+            config,
+            blocked=blocked,
+            hide_seen=hide_seen,
+            rules=rules,
+        ).with_columns(pl.col("user_row") + pl.lit(start, dtype=pl.Int32))
         for start in tqdm(starts, desc="recommend", disable=not progress)
     ]
     return pl.concat(parts)
 
 
 def _block(
-    state: Fitted, people: People, k: int, config: RecommenderConfig, blocked: npt.NDArray[np.bool_], hide_seen: bool
+    state: Fitted,
+    people: People,
+    k: int,
+    config: RecommenderConfig,
+    *,
+    blocked: npt.NDArray[np.bool_],
+    hide_seen: bool,
+    rules: ReadyRules | None,
 ) -> pl.DataFrame:
-    """Ranker's scores for people with history, the blend of what is popular for the others."""
+    frame = scored_candidates(state, people, k, config, blocked=blocked, hide_seen=hide_seen)
+    ranks = [name for name in frame.columns if name.endswith("_rank") and name != "interest_rank"]
+    kept = frame.select("user_row", "item_row", "score", "stage1_score", "interest_score", "is_fallback", *ranks)
+    return top_k(kept, k) if rules is None else arrange(kept, people, k, rules, blocked=blocked, hide_seen=hide_seen)
+
+
+def scored_candidates(
+    state: Fitted,
+    people: People,
+    k: int,
+    config: RecommenderConfig,
+    *,
+    blocked: npt.NDArray[np.bool_],
+    hide_seen: bool,
+) -> pl.DataFrame:
+    """The columns of `recsys.snapshot.candidate_frame`, with `interest_score` always, `score` and `is_fallback`.
+
+    The score is the ranker's for people with history, the blend of what is popular for the others.
+    """
     frame = candidate_frame(
         people,
         state.snapshot,
@@ -59,18 +97,33 @@ def _block(
     known = pl.Series(people.histories.lengths > 0)
     frame = frame.with_columns(is_fallback=~known.gather(frame["user_row"]))
     score = pl.col("stage1_score").cast(pl.Float64)
-    if state.ranker is not None:
-        ranked = pl.Series(state.ranker.predict(frame), dtype=pl.Float64)
+    ranker = state.ranker_for(hide_seen=hide_seen)
+    if ranker is not None:
+        ranked = pl.Series(ranker.predict(frame), dtype=pl.Float64)
         score = pl.when("is_fallback").then(score).otherwise(ranked)
     if "interest_score" not in frame.columns:
         frame = frame.with_columns(interest_score=pl.lit(None, dtype=pl.Float32))
-    ranks = [name for name in frame.columns if name.endswith("_rank") and name != "interest_rank"]
-    kept = ["user_row", "item_row", "score", "stage1_score", "interest_score", "is_fallback", *ranks]
-    return top_k(frame.with_columns(score=score).select(kept), k)
+    return frame.with_columns(score=score)
 
 
 def with_source(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add `source`: the names of the sources that proposed the item, joined by "+"."""
+    """Add `source`: the names of the sources that proposed the item, joined by "+", then the rules behind its place."""
     names = [name.removesuffix("_rank") for name in frame.columns if name.endswith("_rank") and name != "interest_rank"]
     proposed = [pl.when(pl.col(f"{name}_rank").is_not_null()).then(pl.lit(name)) for name in names]
-    return frame.with_columns(source=pl.concat_str(proposed, separator="+", ignore_nulls=True))
+    source = pl.concat_str(proposed, separator="+", ignore_nulls=True)
+    if "rules" in frame.columns:
+        source = pl.concat_str(source.replace("", None), "rules", separator=", ", ignore_nulls=True)
+    return frame.with_columns(source=source)
+
+
+def report_short(state: Fitted, lists: pl.DataFrame, n_asked: int, k: int) -> None:
+    """Log how many of the lists asked for have fewer than `k` rows."""
+    short = n_asked - lists.filter(pl.col("rank") == k).height
+    if short:
+        log.warning(
+            "%d of %d lists have fewer than k=%d items (%d items are available before filters)",
+            short,
+            n_asked,
+            k,
+            int(state.catalogue.available.sum()),
+        )

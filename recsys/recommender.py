@@ -4,7 +4,6 @@ Owns the public verbs, checks what comes in and gives back frames in the caller'
 `recsys/pipeline.py`; what a candidate looks like is `recsys/snapshot.py`.
 """
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,28 +15,23 @@ import polars as pl
 
 from ranking.rerank import top_k
 from recsys import pipeline
-from recsys.arguments import (
-    FilterSeen,
-    OnUnknown,
-    asked_alone,
-    check_on_unknown,
-    distinct_texts,
-    hide_seen,
-    id_series,
-    positive,
-)
+from recsys.activity import ActivityModel
+from recsys.arguments import FilterSeen, OnUnknown, asked_alone, distinct_texts, hide_seen, positive
 from recsys.bundle import open_bundle, write_bundle
-from recsys.catalogue import user_numbers
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.device import resolve_device
-from recsys.errors import InvalidData, NotFitted, UnknownUsers
+from recsys.errors import NotFitted
 from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
-from recsys.lists import best_items, with_source
+from recsys.lists import best_items, report_short, with_source
 from recsys.nearest import nearest_to_items, nearest_to_texts
+from recsys.pairs import Pairs, pair_probabilities, probabilities_of
+from recsys.prediction import PairReports
+from recsys.probability_report import ProbabilityReport
+from recsys.reasons import check_language, explain_items
+from recsys.requests import blocked_items, ending_now, item_rows, known_people, people_of, report_unknown, user_ids
+from recsys.rules import Rules, prepare_rules
 from recsys.schema import Table, to_caller, validate, validate_histories
-from recsys.snapshot import People, gather_people, to_frame
-
-log = logging.getLogger("recsys")
+from recsys.snapshot import People, to_frame
 
 
 class Recommender:
@@ -51,6 +45,7 @@ class Recommender:
     def __init__(self, config: RecommenderConfig | None = None) -> None:
         self.config = config or RecommenderConfig()
         self._fitted: Fitted | None = None
+        self._activity: dict[str, ActivityModel] = {}
         self._implementation = nw.Implementation.POLARS
 
     def fit(self, interactions: Table, items: Table, users: Table | None = None) -> Self:
@@ -70,7 +65,7 @@ class Recommender:
         """
         device = resolve_device(self.config.device)
         tables = validate(interactions, items, users, unknown_items=self.config.unknown_items)
-        self._fitted = pipeline.fit(tables, self.config, device)
+        self._fitted, self._activity = pipeline.fit(tables, self.config, device), {}
         self._implementation = tables.implementation
         return self
 
@@ -82,7 +77,7 @@ class Recommender:
     @property
     def users(self) -> pl.Series:
         """Ids of all users with history, in order."""
-        return self._state.events["user_id"].unique().sort()
+        return self._state.timelines.user_ids.alias("user_id")
 
     @property
     def items(self) -> pl.Series:
@@ -97,6 +92,7 @@ class Recommender:
         filter_seen: FilterSeen = "auto",
         allow_items: Iterable[Any] | None = None,
         deny_items: Iterable[Any] | None = None,
+        rules: Rules | None = None,
         on_unknown: OnUnknown = "fallback",
         details: bool = False,
     ) -> Any:
@@ -108,6 +104,7 @@ class Recommender:
             filter_seen: whether items that a user has taken are left out; "auto" follows the data (see `notes`).
             allow_items: only these may be shown.
             deny_items: these may not.
+            rules: diversity, caps, boosts, pinned places, filters by attribute, freshness and calibration.
             on_unknown: what happens to users without history: "fallback" gives them what is popular, "warn" also logs a
                 warning, "raise" refuses.
             details: add `source`, `stage1_score`, `interest_score` and `is_fallback`.
@@ -120,13 +117,14 @@ class Recommender:
         Raises:
             NotFitted: before `fit`.
             InvalidData: ids of another type than at fit, or an unknown item in a list.
-            InvalidConfig: `k` below 1, or another word than those above.
+            InvalidConfig: `k` below 1, another word than those above, or rules that the items cannot follow.
             UnknownUsers: with `on_unknown="raise"`.
         """
-        ids = self._user_ids(users)
-        self._report_unknown(ids, on_unknown)
-        people = self._known_people(ids)
-        return self._lists(people, ids, k, filter_seen, self._blocked(allow_items, deny_items), details=details)
+        state = self._state
+        ids = user_ids(state, users)
+        report_unknown(state, ids, on_unknown)
+        blocked = blocked_items(state.catalogue, allow_items, deny_items)
+        return self._lists(known_people(state, ids), ids, k, filter_seen, blocked, rules, details=details)
 
     def recommend_for(
         self,
@@ -136,6 +134,7 @@ class Recommender:
         filter_seen: FilterSeen = "auto",
         allow_items: Iterable[Any] | None = None,
         deny_items: Iterable[Any] | None = None,
+        rules: Rules | None = None,
         details: bool = False,
     ) -> Any:
         """Lists for people who need not have been there at fit, from what they took; nothing is retrained.
@@ -151,8 +150,9 @@ class Recommender:
         state = self._state
         given = validate_histories(histories, state.catalogue.items)
         events, ids = pipeline.to_events(given.interactions, state.catalogue, state.towers.event_kinds), given.users
-        people = self._people(events if given.timed else self._ending_now(events), ids)
-        return self._lists(people, ids, k, filter_seen, self._blocked(allow_items, deny_items), details=details)
+        people = people_of(state, events if given.timed else ending_now(state, events), ids)
+        blocked = blocked_items(state.catalogue, allow_items, deny_items)
+        return self._lists(people, ids, k, filter_seen, blocked, rules, details=details)
 
     def retrieve(
         self,
@@ -178,19 +178,58 @@ class Recommender:
             `user_id`, `item_id`, `rank`, `score` (the blend of the sources), `source` (who proposed it).
         """
         state = self._state
-        ids = self._user_ids(users)
+        ids = user_ids(state, users)
         retriever = state.snapshot.retriever
         found = (retriever if sources is None else asked_alone(retriever, sources)).retrieve(
-            self._known_people(ids).histories,
-            blocked=self._blocked(allow_items, deny_items),
+            known_people(state, ids).histories,
+            blocked=blocked_items(state.catalogue, allow_items, deny_items),
             hide_seen=hide_seen(filter_seen, auto=state.hide_seen),
             n_candidates=positive(n_candidates, "n_candidates"),
             progress=self.config.progress and len(ids) > 1,
         )
         frame = to_frame(found).with_columns(score=pl.col("stage1_score"))
         ranked = with_source(top_k(frame, n_candidates))
-        self._report_short(ranked, len(ids), n_candidates)
+        report_short(state, ranked, len(ids), n_candidates)
         return self._named(ranked, ids, ["user_id", "item_id", "rank", "score", "source"])
+
+    def explain(
+        self,
+        user: Any,
+        items: Iterable[Any] | None = None,
+        k: int = 10,
+        *,
+        filter_seen: FilterSeen = "auto",
+        language: str = "en",
+    ) -> Any:
+        """Why these items are for this user, or are not.
+
+        Args:
+            user: one user id.
+            items: item ids, repetitions count once; by default the user's list.
+            k: length of that list.
+            filter_seen: see `recommend`.
+            language: of the sentences, "en" or "zh".
+
+        Returns:
+            One row an item: `item_id`; `rank` among the user's candidates, null for others; `because_text`, the nearest
+            items of his history by text, as structs of `item_id` and `similarity` (cosine); `because_behaviour`, those
+            after which it is most often taken, with `weight`; `contributions`, the five that move the ranker's score
+            most, with `feature`, `value` and `contribution` (null for items that are no candidates, empty where no
+            ranker ordered the list); and a `sentence`.
+
+        Raises:
+            InvalidData: an id of another type than at fit, or an unknown item.
+            InvalidConfig: `k` below 1, or a language without sentences.
+        """
+        state = self._state
+        check_language(language)
+        asked = None if items is None else pl.Series(item_rows(state.catalogue, items, "items"))
+        people = known_people(state, user_ids(state, [user]))
+        reasons = explain_items(
+            state, people, None if asked is None else asked.unique(maintain_order=True).to_numpy(),
+            positive(k, "k"), self.config, hide_seen=hide_seen(filter_seen, auto=state.hide_seen), language=language,
+        )  # fmt: skip
+        return to_caller(reasons, self._implementation)
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> Any:
         """Nearest items by their vectors, which hold text and behaviour.
@@ -207,15 +246,13 @@ class Recommender:
             InvalidData: an id that is not in the catalogue.
         """
         state = self._state
-        asked = pl.Series(self._item_rows(items, "items")).unique(maintain_order=True).to_numpy()
+        asked = pl.Series(item_rows(state.catalogue, items, "items")).unique(maintain_order=True).to_numpy()
         rows = asked[state.towers.searchable[asked]]
         best = nearest_to_items(state.towers, state.catalogue, rows, positive(k, "k"))
-        self._report_short(best, len(asked), k)
-        named = best.with_columns(
-            item_id=state.catalogue.ids_of(rows[best["user_row"].to_numpy()]),
-            similar_item_id=state.catalogue.ids_of(best["item_row"].to_numpy()),
-        )
-        return to_caller(named.select("item_id", "similar_item_id", "rank", "score"), self._implementation)
+        report_short(state, best, len(asked), k)
+        found = state.catalogue.ids_of(best["item_row"].to_numpy()).alias("similar_item_id")
+        near = state.catalogue.ids_of(rows[best["user_row"].to_numpy()])
+        return to_caller(pl.DataFrame([near, found, best["rank"], best["score"]]), self._implementation)
 
     def search(self, texts: Sequence[str], k: int = 10) -> Any:
         """Items for people of whom only a text is known: a query, a profile, a wish.
@@ -233,12 +270,56 @@ class Recommender:
         state = self._state
         asked = distinct_texts(texts)
         best = nearest_to_texts(state.towers, state.catalogue, asked, positive(k, "k"))
-        self._report_short(best, len(asked), k)
-        named = best.with_columns(
-            text=pl.Series(asked, dtype=pl.String).gather(best["user_row"]),
-            item_id=state.catalogue.ids_of(best["item_row"].to_numpy()),
-        )
-        return to_caller(named.select("text", "item_id", "rank", "score"), self._implementation)
+        report_short(state, best, len(asked), k)
+        texts_found = pl.Series("text", asked, dtype=pl.String).gather(best["user_row"])
+        found = state.catalogue.ids_of(best["item_row"].to_numpy())
+        return to_caller(pl.DataFrame([texts_found, found, best["rank"], best["score"]]), self._implementation)
+
+    def predict_proba(self, pairs: Pairs, event: str | None = None) -> Any:
+        """How probable it is that a user takes an item within as long a time as window C (see `probability_reports`).
+
+        Args:
+            pairs: a table with `user_id` and `item_id`, or tuples of both.
+            event: a kind of event, such as "purchase"; None for any.
+
+        Returns:
+            `user_id`, `item_id`, `probability`, in the order of the pairs.
+
+        Raises:
+            NotFitted: before `fit`, or fitted with `probabilities = false`.
+            InvalidConfig: the kind of event is unknown or was too rare (see `notes`).
+            InvalidData: malformed pairs, ids of another type than at fit, or an unknown item.
+            UnknownUsers: a user without history.
+        """
+        return to_caller(pair_probabilities(self._state, pairs, event, self.config), self._implementation)
+
+    @property
+    def probability_reports(self) -> Mapping[str, PairReports]:
+        """How good `predict_proba` was on users it had not seen, by kind of event; "any" is all of them."""
+        return probabilities_of(self._state).reports
+
+    def predict_activity(self, users: Iterable[Any], horizon: str = "7d") -> Any:
+        """How probable it is that a user does anything within a horizon after the fit's end; churn is 1 minus that.
+
+        Args:
+            users: user ids; repetitions count once.
+            horizon: hours, days or weeks: "12h", "7d", "2w". What it needs is learnt when it is first asked for.
+
+        Returns:
+            `user_id`, `probability`, in the order of `users`.
+
+        Raises:
+            InvalidConfig: the horizon is malformed, or too long or too short for the interactions.
+            UnknownUsers: a user without history.
+        """
+        ids = user_ids(self._state, users)
+        report_unknown(self._state, ids, "raise")
+        found = self._activity_model(horizon).predict(self._state.events, ids, self._state.as_of)
+        return to_caller(found, self._implementation)
+
+    def activity_report(self, horizon: str = "7d") -> ProbabilityReport:
+        """How good `predict_activity` was for the last horizon before the fit's end; raises as that does."""
+        return self._activity_model(horizon).report
 
     def save(self, folder: str | Path) -> None:
         """Write a sealed folder: every file with its length and sha256 in `MANIFEST.json`, nothing half-written.
@@ -278,6 +359,13 @@ class Recommender:
             )
         return self._fitted
 
+    def _activity_model(self, horizon: str) -> ActivityModel:
+        if horizon not in self._activity:
+            state, seed = self._state, self.config.seed
+            model = ActivityModel.learn(state.events, state.as_of, horizon, self.config.heads, seed=seed)
+            self._activity[horizon] = model
+        return self._activity[horizon]
+
     def _lists(
         self,
         people: People,
@@ -285,105 +373,27 @@ class Recommender:
         k: int,
         filter_seen: FilterSeen,
         blocked: npt.NDArray[np.bool_],
+        rules: Rules | None,
         *,
         details: bool,
     ) -> Any:
         """Rank, then ids instead of rows, a word about short lists, and the caller's frame library."""
         hide = hide_seen(filter_seen, auto=self._state.hide_seen)
+        ready = None if rules is None else prepare_rules(rules, self._state, positive(k, "k"))
         lists = best_items(
             self._state, people, positive(k, "k"), self.config,
-            blocked=blocked, hide_seen=hide, progress=self.config.progress and len(ids) > 1,
+            blocked=blocked if ready is None else blocked | ~ready.allowed,
+            hide_seen=hide, progress=self.config.progress and len(ids) > 1, rules=ready,
         )  # fmt: skip
-        self._report_short(lists, len(ids), k)
+        report_short(self._state, lists, len(ids), k)
         columns = ["user_id", "item_id", "rank", "score"]
         if details:
             columns += ["source", "stage1_score", "interest_score", "is_fallback"]
             lists = with_source(lists)
         return self._named(lists, ids, columns)
 
-    def _report_short(self, lists: pl.DataFrame, n_asked: int, k: int) -> None:
-        short = n_asked - lists.filter(pl.col("rank") == k).height
-        if short:
-            log.warning(
-                "%d of %d lists have fewer than k=%d items (%d items are available before filters)",
-                short,
-                n_asked,
-                k,
-                int(self._state.catalogue.available.sum()),
-            )
-
     def _named(self, lists: pl.DataFrame, ids: pl.Series, columns: list[str]) -> Any:
         named = lists.with_columns(
             user_id=ids.gather(lists["user_row"]), item_id=self._state.catalogue.ids_of(lists["item_row"].to_numpy())
         )
         return to_caller(named.select(columns), self._implementation)
-
-    def _known_people(self, ids: pl.Series) -> People:
-        return self._people(self._state.events, ids)
-
-    def _people(self, events: pl.DataFrame, ids: pl.Series) -> People:
-        """Users as of now: the fit's `as_of`, or just after their own last event where that is later.
-
-        With windows of kind "last" it is always the latter, as it was at training.
-        """
-        ends = ids.to_frame("user_id").join(
-            events.group_by("user_id").agg(end=pl.col("seconds").max() + 1.0),
-            on="user_id",
-            how="left",
-            maintain_order="left",
-        )["end"]
-        as_of = self._state.as_of
-        last = self._state.window_kind == "last"
-        moments = ends.fill_null(as_of) if last else ends.fill_null(as_of).clip(lower_bound=as_of)
-        numbers = user_numbers(self._state.users)
-        if numbers is not None and numbers.schema["user_id"] != ids.dtype:  # strangers of another kind of id
-            numbers = numbers.clear().cast({"user_id": ids.dtype})
-        return gather_people(events, ids, moments, numbers)
-
-    def _ending_now(self, events: pl.DataFrame) -> pl.DataFrame:
-        """Histories whose times carry only order, moved so that each ends just before `as_of`."""
-        shift = self._state.as_of - 1.0 - pl.col("seconds").max().over("user_id")
-        return events.with_columns(seconds=pl.col("seconds") + shift)
-
-    def _user_ids(self, users: Iterable[Any]) -> pl.Series:
-        known = self._state.events.schema["user_id"]
-        ids = id_series(users, "user_id", known)
-        return ids.unique(maintain_order=True)
-
-    def _report_unknown(self, ids: pl.Series, on_unknown: str) -> None:
-        check_on_unknown(on_unknown)
-        unknown = ids.filter(~ids.is_in(self._state.events["user_id"].unique().implode()))
-        if unknown.is_empty() or on_unknown == "fallback":
-            return
-        if on_unknown == "raise":
-            raise UnknownUsers(unknown.to_list())
-        log.warning(
-            "%d users have no history and get what is popular, first: %s", len(unknown), unknown.head(5).to_list()
-        )
-
-    def _blocked(self, allow_items: Iterable[Any] | None, deny_items: Iterable[Any] | None) -> npt.NDArray[np.bool_]:
-        """Items that nobody may be shown, bool (n_items,)."""
-        blocked = ~self._state.catalogue.available
-        if allow_items is not None:
-            allowed = np.zeros(len(blocked), dtype=np.bool_)
-            allowed[self._item_rows(allow_items, "allow_items")] = True
-            blocked = blocked | ~allowed
-        if deny_items is not None:
-            blocked[self._item_rows(deny_items, "deny_items")] = True
-        return blocked
-
-    def _item_rows(self, items: Iterable[Any], name: str) -> npt.NDArray[np.int64]:
-        catalogue = self._state.catalogue
-        ids = id_series(items, name, catalogue.items.schema["item_id"])
-        rows = catalogue.rows_of(ids)
-        if (rows < 0).any():
-            unknown = ids.filter(pl.Series(rows < 0))
-            raise InvalidData(
-                table=name,
-                column="item_id",
-                rule="names items that are not in the catalogue",
-                count=len(unknown),
-                rows=unknown.head(5).to_list(),
-                remedy="leave them out or fit with an items table that has them",
-            )
-        return rows

@@ -23,10 +23,14 @@ from indexing.sources import NeighbourSource
 from indexing.trending import group_neighbours
 from ranking.features import build_features, item_statistics
 from ranking.interest import InterestModel
+from ranking.similarity import NeighbourSpace, Space, VectorSpace, add_similarity
+from ranking.statistics import DAY
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.text import history_text
 from recsys.towers import Towers, histories_of
+
+MAX_KINDS = 8  # more kinds of events than that are no kinds; their rates are left out
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,73 @@ class People:
 
     def slice(self, start: int, stop: int) -> "People":
         """The users `start` to `stop`, renumbered from 0."""
-        inside = pl.col("user_row").is_between(start, stop - 1)
+        if start == 0 and stop >= len(self):
+            return self
         shifted = pl.col("user_row") - pl.lit(start, dtype=pl.Int32)
-        numbers = None if self.numbers is None else self.numbers.filter(inside).with_columns(shifted)
+        first, last = self.histories.offsets[[start, min(stop, len(self))]]
+        numbers = None if self.numbers is None else self.numbers[start:stop].with_columns(shifted)
         return People(
-            self.history.filter(inside).with_columns(shifted),
-            self.moments.filter(inside).with_columns(shifted),
+            self.history[int(first) : int(last)].with_columns(shifted),
+            self.moments[start:stop].with_columns(shifted),
             numbers,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Timelines:
+    """Everybody's events user by user, so that a request reads only those of its own users.
+
+    Attributes:
+        user_ids: distinct, ascending.
+        offsets: int64 (n_users + 1,), where each user's events begin and end.
+        events: `item_row`, `seconds`, `event_row`; by user, then time, then item.
+    """
+
+    user_ids: pl.Series
+    offsets: npt.NDArray[np.int64]
+    events: pl.DataFrame
+
+    @classmethod
+    def of(cls, events: pl.DataFrame) -> "Timelines":
+        """From `user_id`, `item_row`, `seconds`, `event_row` in any order."""
+        ordered = events.sort("user_id", "seconds", "item_row", maintain_order=True)
+        runs = ordered["user_id"].rle().struct
+        offsets = np.concatenate([[0], np.cumsum(runs.field("len").to_numpy())]).astype(np.int64)
+        return cls(runs.field("value"), offsets, ordered.select("item_row", "seconds", "event_row"))
+
+    def ends(self, user_ids: pl.Series) -> pl.Series:
+        """When each user's last event was, Float64 Unix seconds; null for a user without events."""
+        last = self.events["seconds"].gather(self.offsets[1:] - 1)
+        return last.gather(places_of(self.user_ids, user_ids))
+
+    def people(self, user_ids: pl.Series, moments: pl.Series | float, numbers: pl.DataFrame | None) -> People:
+        """Number distinct users in the order given; see `gather_people`."""
+        user_row = pl.int_range(len(user_ids), dtype=pl.Int32, eager=True).alias("user_row")
+        known = None
+        if numbers is not None:
+            places = places_of(numbers["user_id"], user_ids)
+            known = numbers.drop("user_id").select(pl.all().gather(places)).insert_column(0, user_row)
+        return People(self._history(user_ids), user_row.to_frame().with_columns(moment=moments), known)
+
+    def _history(self, user_ids: pl.Series) -> pl.DataFrame:
+        """Histories of distinct users in the order given: `user_row`, `item_row`, `seconds`, `event_row`."""
+        rows = places_of(self.user_ids, user_ids).fill_null(-1).to_numpy()
+        known = np.flatnonzero(rows >= 0)
+        starts = self.offsets[rows[known]]
+        lengths = self.offsets[rows[known] + 1] - starts
+        ends = np.cumsum(lengths)
+        places = np.arange(lengths.sum()) + np.repeat(starts - ends + lengths, lengths)
+        user_row = pl.Series("user_row", np.repeat(known, lengths).astype(np.int32))
+        history: pl.DataFrame = self.events[places].insert_column(0, user_row)
+        return history
+
+
+def places_of(ordered: pl.Series, wanted: pl.Series) -> pl.Series:
+    """Where each wanted value lies in an ascending series without repetitions, Int64; null where it does not."""
+    if ordered.is_empty():
+        return pl.Series([None] * len(wanted), dtype=pl.Int64)
+    found = ordered.search_sorted(wanted).cast(pl.Int64).clip(upper_bound=len(ordered) - 1)
+    return pl.select(pl.when(ordered.gather(found) == wanted).then(found)).to_series()
 
 
 def gather_people(
@@ -80,15 +143,10 @@ def gather_people(
         events: `user_id`, `item_row`, `seconds`, `event_row`; rows of other users are ignored.
         user_ids: distinct ids, n_users.
         moments: Float64 (n_users,), Unix seconds; or one number for all.
-        numbers: `user_id` and Float32 columns, or None.
+        numbers: `user_id`, ascending, and Float32 columns, or None.
     """
-    people = pl.DataFrame({"user_id": user_ids}).with_row_index("user_row").cast({"user_row": pl.Int32})
-    people = people.with_columns(moment=moments)
-    history = events.join(people, on="user_id").select("user_row", "item_row", "seconds", "event_row")
-    known = None
-    if numbers is not None:
-        known = people.join(numbers, on="user_id", how="left").select("user_row", *numbers.columns[1:])
-    return People(history.sort("user_row", "seconds", "item_row"), people.select("user_row", "moment"), known)
+    mine = events.join(user_ids.alias("user_id").to_frame(), on="user_id", how="semi")
+    return Timelines.of(mine).people(user_ids, moments, numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +157,15 @@ class Snapshot:
         retriever: the sources.
         statistics: behavioural features of every item.
         behaviour: item neighbours learnt from behaviour, float32 CSR (n_items, n_items): "covisitation", "ease".
+        spaces: what candidates are compared with histories by.
+        kinds: names of the kinds of events, by `event_row`.
     """
 
     retriever: Retriever
     statistics: pl.DataFrame
     behaviour: Mapping[str, sp.csr_matrix]
+    spaces: Mapping[str, Space]
+    kinds: tuple[str, ...]
 
 
 def take_snapshot(
@@ -114,6 +176,7 @@ def take_snapshot(
     config: RecommenderConfig,
     *,
     repeats: bool,
+    clock: bool = False,
     weights: Mapping[str, float] | None = None,
     known_behaviour: Mapping[str, sp.csr_matrix] | None = None,
 ) -> Snapshot:
@@ -126,6 +189,7 @@ def take_snapshot(
         catalogue: the items.
         config: depths, windows, neighbours.
         repeats: whether the user's own items are a source.
+        clock: whether users have moments of their own, so that hour and weekday say something about them.
         weights: of the sources in the blend.
         known_behaviour: the matrices of the same events, where they were stored.
     """
@@ -144,9 +208,41 @@ def take_snapshot(
         rows=rows,
         weights=weights,
     )
-    numbered = events.select(pl.col("user_id").rank("dense").alias("user_row"), "item_row", "seconds")
-    statistics = item_statistics(numbered, catalogue.groups, moment, config.features)
-    return Snapshot(retriever, statistics.join(catalogue.numbers, on="item_row", how="left"), behaviour)
+    kinds = towers.event_kinds if len(towers.event_kinds) <= MAX_KINDS else ()
+    statistics = _statistics(events, moment, catalogue, config, kinds=kinds, clock=clock)
+    return Snapshot(retriever, statistics, behaviour, _spaces(behaviour, towers, catalogue), kinds)
+
+
+def _statistics(
+    events: pl.DataFrame,
+    moment: float,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    *,
+    kinds: tuple[str, ...],
+    clock: bool,
+) -> pl.DataFrame:
+    """What is known about each item: what was done with it, its age where that is given, and its numeric columns."""
+    numbered = events.with_columns(user_row=pl.col("user_id").rank("dense"))
+    counted = item_statistics(numbered, catalogue.groups, moment, config.features, kinds=kinds, clock=clock)
+    numbers = catalogue.numbers.drop("item_row")
+    created = catalogue.items["created_at"]
+    if created.null_count() < len(created):
+        age = ((moment - created.dt.epoch("us") / 1e6) / DAY).cast(pl.Float32)
+        numbers = numbers.with_columns(pl.select(item_age_days=pl.when(age >= 0).then(age)).to_series())
+    return pl.concat([counted, numbers], how="horizontal")
+
+
+def _spaces(behaviour: Mapping[str, sp.csr_matrix], towers: Towers, catalogue: Catalogue) -> dict[str, Space]:
+    """Item vectors, text vectors and, where it is learnt, covisitation."""
+    every = np.arange(len(catalogue))
+    spaces: dict[str, Space] = {
+        "vector": VectorSpace(towers.item_vectors, np.where(towers.searchable, every, -1)),
+        "text": VectorSpace(towers.text_vectors, np.where(catalogue.has_text, catalogue.text_rows, -1)),
+    }
+    if "covisitation" in behaviour:
+        spaces["covisitation"] = NeighbourSpace(behaviour["covisitation"])
+    return spaces
 
 
 def learn_behaviour(events: pl.DataFrame, n_items: int, config: RecommenderConfig) -> dict[str, sp.csr_matrix]:
@@ -177,27 +273,42 @@ def candidate_frame(
 
     Returns:
         `user_row`, `item_row`, `stage1_score`, `<source>_score`, `<source>_rank`, `interest_score`, `interest_rank` and
-        the columns of `ranking.features.build_features`.
+        the columns of `ranking.features.build_features` and `ranking.similarity.add_similarity`.
     """
     candidates = snapshot.retriever.retrieve(
         people.histories, blocked=blocked, hide_seen=hide_seen, n_candidates=n_candidates, progress=progress
     )
-    frame = to_frame(candidates)
+    return describe(to_frame(candidates), people, snapshot, interest, catalogue, config, progress=progress)
+
+
+def describe(
+    frame: pl.DataFrame,
+    people: People,
+    snapshot: Snapshot,
+    interest: InterestModel | None,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    *,
+    progress: bool = False,
+) -> pl.DataFrame:
+    """Add interest score and behavioural features to candidates, which lie best first for each user."""
     if interest is not None:
         frame = add_interest(frame, people, interest, catalogue, config, progress=progress)
-    frame = build_features(frame, people.history, snapshot.statistics, people.moments, config.features)
-    return frame if people.numbers is None else frame.join(people.numbers, on="user_row", how="left")
+    frame = build_features(frame, people.history, snapshot.statistics, people.moments, config.features, snapshot.kinds)
+    frame = add_similarity(frame, people.history, snapshot.spaces, newest=config.features.similar_length)
+    if people.numbers is None:
+        return frame
+    return pl.concat([frame, people.numbers.drop("user_row")[frame["user_row"]]], how="horizontal")
 
 
 def to_frame(candidates: Candidates) -> pl.DataFrame:
     """Candidate arrays as a frame; a source that did not propose an item has a null rank."""
-    columns = {"user_row": candidates.users.astype(np.int32), "item_row": candidates.items.astype(np.int32)}
-    frame = pl.DataFrame(columns).with_columns(stage1_score=pl.Series(candidates.blend))
-    named = {}
-    for column, name in enumerate(candidates.sources):
-        named[f"{name}_score"] = pl.Series(np.ascontiguousarray(candidates.scores[:, column]))
-        named[f"{name}_rank"] = pl.Series(np.ascontiguousarray(candidates.ranks[:, column])).fill_nan(None)
-    return frame.with_columns(**named)
+    scores, ranks = np.ascontiguousarray(candidates.scores.T), np.ascontiguousarray(candidates.ranks.T)
+    named = {"user_row": candidates.users.astype(np.int32), "item_row": candidates.items.astype(np.int32)}
+    named["stage1_score"] = candidates.blend
+    for row, name in enumerate(candidates.sources):
+        named |= {f"{name}_score": scores[row], f"{name}_rank": ranks[row]}
+    return pl.DataFrame(named, nan_to_null=True)
 
 
 def add_interest(

@@ -68,6 +68,13 @@ with counts as (
 select item_row, n as item_count, users as item_users, newest as item_days_since_last,
     oldest as item_days_since_first, n3 as item_count_3d, n10 as item_count_10d,
     n / nullif(users, 0) as item_repeat_rate, (n3 + 1) / (n10 + 1) as item_trend,
+    (n3 + 1) * (n10 + 1) / pow(n10 + 1, 2) as item_acceleration,
+    (rank() over (order by n) + (count(*) over (partition by n) - 1) / 2) / count(*) over () as
+        item_popularity_percentile,
+    (rank() over (order by n3) + (count(*) over (partition by n3) - 1) / 2) / count(*) over () as
+        item_popularity_percentile_3d,
+    (sum(n3) over (partition by category) + 1) / (sum(n10) over (partition by category) + 1) as category_trend,
+    (sum(n3) over (partition by text) + 1) / (sum(n10) over (partition by text) + 1) as text_trend,
     n / nullif(sum(n) over (partition by text), 0) as item_share_of_text,
     sum(n) over (partition by category) as category_popularity, sum(n) over (partition by text) as text_popularity
 from filled order by item_row
@@ -87,6 +94,9 @@ with aged as (
         count(distinct floor(seconds / 86400)) as days, min(age) as newest, max(age) as oldest,
         count(*) filter (age <= 3) as n3, count(*) filter (age <= 10) as n10
     from aged group by user_row
+), usual as (
+    select user_row, avg(item_popularity_percentile) as popularity
+    from aged join statistics using (item_row) group by user_row
 ), by_category as (
     select user_row, category, count(*) as n, min(age) as newest from aged group by user_row, category
 ), by_text as (
@@ -103,11 +113,14 @@ select p.user_row, p.item_row, p.vector_score,
     person.newest as user_days_since_last, person.oldest as user_days_since_first,
     person.n3 as user_events_3d, person.n10 as user_events_10d,
     1 - person.items / person.events as user_repeat_share, person.events / person.days as user_events_per_day,
+    (person.n3 + 1) / (person.n10 + 1) as user_trend, usual.popularity as user_popularity_mean,
+    s.item_popularity_percentile - usual.popularity as pair_popularity_gap,
     coalesce(c.n, 0) as user_category_count, c.newest as user_category_days_since_last,
     coalesce(c.n, 0) / person.events as user_category_share,
     coalesce(t.n, 0) as user_text_count, t.newest as user_text_days_since_last,
     coalesce(t.n, 0) / person.events as user_text_share
-from pairs p join GROUPS g using (item_row)
+from pairs p join GROUPS g using (item_row) join statistics s using (item_row)
+left join usual on usual.user_row = p.user_row
 left join pair on pair.user_row = p.user_row and pair.item_row = p.item_row
 left join person on person.user_row = p.user_row
 left join by_category c on c.user_row = p.user_row and c.category = g.category
@@ -146,7 +159,7 @@ class TestAgainstSql:
         history, pairs = random_events(seed), all_pairs()
         tables = {"history": history, "GROUPS": GROUPS, "moments": moments_of(), "pairs": pairs}
         statistics = sql(ITEM_SQL, {"history": history, "GROUPS": GROUPS}, moment=MOMENT)
-        expected = sql(PAIR_SQL, tables).join(statistics, on="item_row")
+        expected = sql(PAIR_SQL, {**tables, "statistics": statistics}).join(statistics, on="item_row")
         keys = ["user_row", "item_row"]
         compare(features(history, pairs).sort(keys), expected.sort(keys))
 
@@ -243,7 +256,8 @@ class TestProperties:
         before = history_of(events)
         kept = before.filter(user_row=user)
         after = pl.concat([history_of(others).filter(pl.col("user_row") != user), kept])
-        own = [pl.col("user_row", "item_row"), pl.col("^(pair|user)_.*$").exclude("user_row")]
+        of_all = ("user_popularity_mean", "pair_popularity_gap")  # popularity is what the others make it
+        own = [pl.col("user_row", "item_row"), pl.col("^(pair|user)_.*$").exclude("user_row", *of_all)]
         first, second = (features(history).filter(user_row=user).select(*own) for history in (before, after))
         assert_frame_equal(first, second)
 

@@ -50,16 +50,27 @@ class TestFit:
         assert share_on_top(fitted, rows_of(40, seed=9)) > 0.9
 
     def test_without_validation_grows_every_tree(self):
-        ranker = Ranker(CONFIG, seed=1).fit(rows_of(), rows_of().head(0), FEATURES)
-        assert ranker._booster.num_trees() == CONFIG.n_trees
+        ranker = Ranker(CONFIG, seed=1).fit(rows_of(), None, FEATURES)
+        assert ranker.n_trees == CONFIG.n_trees
         assert share_on_top(ranker, rows_of(40, seed=9)) > 0.9
+
+    def test_grows_as_many_trees_as_asked(self):
+        assert Ranker(CONFIG, seed=1).fit(rows_of(), None, FEATURES, n_trees=7).n_trees == 7
+
+    def test_a_rising_feature_never_lowers_a_score(self):
+        rows = rows_of().with_columns(planted=-pl.col("planted"))
+        free = Ranker(CONFIG, seed=1).fit(rows, None, FEATURES)
+        risen = Ranker(replace(CONFIG, rising=("planted",)), seed=1).fit(rows, None, FEATURES)
+        ladder = pl.concat([rows.head(1)] * 50).with_columns(planted=pl.Series(np.linspace(-2.0, 0.0, 50)))
+        assert (np.diff(free.predict(ladder)) < 0).any()
+        assert (np.diff(risen.predict(ladder)) >= 0).all()
 
     def test_stops_early_and_predicts_with_the_best_trees_only(self):
         config = replace(CONFIG, n_trees=200)
         validation = rows_of(20, seed=5)
         noisy = validation.with_columns(label=pl.col("label").shuffle(seed=0).over("user_row"))
         ranker = Ranker(config, seed=1).fit(rows_of(), noisy, FEATURES)
-        assert ranker._booster.best_iteration < 200
+        assert ranker.n_trees == ranker._booster.best_iteration < 200
         assert ranker._booster.num_trees() <= ranker._booster.best_iteration + config.early_stopping
 
     def test_the_same_seed_gives_the_same_scores_and_another_other_ones(self, fitted):
@@ -70,20 +81,20 @@ class TestFit:
 
     def test_reads_nulls(self):
         rows = rows_of().with_columns(noise=pl.lit(None, dtype=pl.Float32))
-        ranker = Ranker(CONFIG, seed=1).fit(rows, rows.head(0), FEATURES)
+        ranker = Ranker(CONFIG, seed=1).fit(rows, None, FEATURES)
         assert share_on_top(ranker, rows) > 0.9
 
     def test_of_constant_features_says_that_nothing_was_learnt(self):
         rows = rows_of().with_columns(planted=pl.lit(1.0))
         ranker = Ranker(CONFIG, seed=1)
         with pytest.raises(RuntimeError, match="600 rows with 1 features gave every row the same score"):
-            ranker.fit(rows, rows.head(0), ["planted"])
+            ranker.fit(rows, None, ["planted"])
         with pytest.raises(RuntimeError, match="not fitted"):
             ranker.predict(rows)
 
     def test_of_too_few_rows_says_that_nothing_was_learnt(self):
         with pytest.raises(RuntimeError, match="lower min_leaf_rows or bring more users with labels"):
-            Ranker(RankerConfig(n_threads=1), seed=1).fit(rows_of(3), rows_of().head(0), FEATURES)
+            Ranker(RankerConfig(n_threads=1), seed=1).fit(rows_of(3), None, FEATURES)
 
     def test_refuses_a_missing_feature_in_either_table(self):
         for train, validation in ((rows_of().drop("flag"), rows_of()), (rows_of(), rows_of().drop("flag"))):
@@ -95,7 +106,7 @@ class TestFit:
             Ranker(CONFIG, seed=1).fit(rows_of(), rows_of(), [])
 
     def test_that_is_refused_leaves_the_earlier_fit_in_place(self):
-        ranker = Ranker(CONFIG, seed=1).fit(rows_of(), rows_of().head(0), FEATURES)
+        ranker = Ranker(CONFIG, seed=1).fit(rows_of(), None, FEATURES)
         before = ranker.predict(rows_of())
         with pytest.raises(ValueError, match="no user has both"):
             ranker.fit(rows_of(), rows_of().with_columns(label=pl.lit(0)), ["noise"])

@@ -14,8 +14,8 @@ def candidates_of(n_users: int, n_items: int = 10) -> pl.DataFrame:
     return pl.DataFrame(pairs, schema=INT, orient="row").with_columns(score=pl.int_range(pl.len()).cast(pl.Float32))
 
 
-def labels_of(*pairs: tuple[int, int]) -> pl.DataFrame:
-    return pl.DataFrame(pairs, schema=INT, orient="row")
+def labels_of(*pairs: tuple[int, int], grade: int = 1) -> pl.DataFrame:
+    return pl.DataFrame(pairs, schema=INT, orient="row").with_columns(grade=pl.lit(grade, dtype=pl.Int8))
 
 
 def test_labels_are_one_for_taken_candidates_and_zero_for_the_others():
@@ -30,6 +30,12 @@ def test_repeated_labels_count_once():
     made = label_candidates(candidates_of(1), labels_of((0, 3), (0, 3)), seed=0)
     assert made.rows.height == 10
     assert made.rows["label"].sum() == 1
+
+
+def test_the_strongest_event_of_a_pair_is_its_label():
+    labels = pl.concat([labels_of((0, 3), (0, 4)), labels_of((0, 3), grade=3)])
+    made = label_candidates(candidates_of(1), labels, seed=0)
+    assert dict(made.rows.filter(pl.col("label") > 0).select("item_row", "label").iter_rows()) == {3: 3, 4: 1}
 
 
 def test_taken_items_that_are_no_candidates_are_not_added():

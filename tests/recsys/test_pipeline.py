@@ -16,8 +16,10 @@ from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import InvalidConfig
 from recsys.notes import Notes
-from recsys.pipeline import decide_seen, interest_groups, open_window, retrieve, to_events, weigh_sources
+from recsys.pipeline import decide_seen, open_window, to_events, weigh_sources
+from recsys.requests import known_people
 from recsys.schema import validate
+from recsys.second_stage import retrieve, train_interest, training_rows
 from recsys.snapshot import candidate_frame
 from recsys.splits import make_windows
 from recsys.synthetic import generate
@@ -59,9 +61,11 @@ class Line:
         self.towers = learn_towers(encoder, before_b, kinds, self.catalogue, config, "cpu", notes, tune=True)
         rest = (self.towers, self.catalogue, None, config)
         self.b = open_window(windows, "b", {}, *rest, hide_seen=True)
-        candidates = retrieve(self.b, self.catalogue, config, hide_seen=True)
-        self.weights = weigh_sources(candidates, self.b.labels)
-        self.interest = pipeline.train_interest(self.b, candidates, self.catalogue, config, "cpu", notes)
+        self.weights = weigh_sources(retrieve(self.b, config, hide_seen=True), self.b.labels)
+        self.b = self.b.weighted(self.weights)
+        candidates = retrieve(self.b, config, hide_seen=True)
+        self.interest, self.pupils = train_interest(self.b, candidates, encoder, self.catalogue, config, "cpu", notes)
+        self.rows_b = training_rows(self.b, candidates, self.interest, self.catalogue, config, without=self.pupils)
         self.c = open_window(windows, "c", self.weights, *rest, hide_seen=True)
         nothing = np.zeros(len(self.catalogue), dtype=np.bool_)
         self.rows_c = candidate_frame(
@@ -115,6 +119,7 @@ class TestNoRowOfAWindowChangesWhatWasLearntBeforeIt:
         windows = make_windows(tables.interactions, time_config.windows)
         edited = Line(rewritten(tables, windows.start_c, seed), time_config)
         assert edited.weights == untouched.weights
+        assert_frame_equal(edited.rows_b.rows, untouched.rows_b.rows)  # with their labels
         histories, texts = ["abc def"] * 3, ["abc", "xyz", "def abc"]
         np.testing.assert_array_equal(
             edited.interest.score(histories, texts), untouched.interest.score(histories, texts)
@@ -163,7 +168,7 @@ def served(many, drilled):
     recommender = Recommender(drilled).fit(many.interactions, many.items)
     state = recommender._state
     return candidate_frame(
-        recommender._known_people(recommender.users),
+        known_people(state, recommender.users),
         state.snapshot,
         state.interest,
         state.catalogue,
@@ -230,18 +235,6 @@ def test_a_source_weighs_what_its_first_hundred_are_worth():
     labels = pl.DataFrame({"user_row": [0, 0, 1], "item_row": [1, 2, 1]})
     assert weigh_sources(candidates, labels) == {"good": 1.0, "fair": 1 / 3, "poor": 0.05}
     assert weigh_sources(candidates, labels.clear()) == {"good": 1.0, "fair": 1.0, "poor": 1.0}
-
-
-def test_interest_groups_start_with_a_taken_item_and_hold_no_other(untouched, time_config):
-    candidates = retrieve(untouched.b, untouched.catalogue, time_config, hide_seen=True)
-    histories, groups = interest_groups(untouched.b, candidates, untouched.catalogue, time_config)
-    taken = untouched.b.labels.group_by("user_row", maintain_order=True).agg("item_row")
-    assert len(histories) == len(groups) == taken.height
-    for (_, rows), group in zip(taken.iter_rows(), groups, strict=True):
-        texts = {untouched.catalogue.short_text_of(row) for row in rows}
-        assert group[0] in texts
-        assert len(group) == 4
-        assert not texts & set(group[1:])
 
 
 def test_an_encoder_that_cannot_be_had_is_a_configuration_error(tables):

@@ -17,6 +17,7 @@ from polars.testing import assert_frame_equal
 from recsys import Recommender
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import BundleCorrupt, InvalidConfig, InvalidData, NotFitted, PublishRefused, UnknownUsers
+from recsys.requests import ending_now
 from recsys.synthetic import Synthetic, generate
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -411,7 +412,7 @@ def test_histories_without_times_end_now_even_where_the_data_begin_in_1970(
     recommender = Recommender(replace(config, n_interest=0)).fit(interactions, data.items)
     state = recommender._state
     given = pl.DataFrame({"user_id": ["g", "g"], "item_row": [0, 1], "seconds": [0.0, 1.0]})
-    assert recommender._ending_now(given)["seconds"].to_list() == [state.as_of - 2.0, state.as_of - 1.0]
+    assert ending_now(state, given)["seconds"].to_list() == [state.as_of - 2.0, state.as_of - 1.0]
     by_mapping = recommender.recommend_for({"g": ["i00000", "i00001"]}, 5)
     fresh = pl.DataFrame(
         {"user_id": "g", "item_id": ["i00000", "i00001"], "timestamp": [state.as_of - 2, state.as_of - 1]}

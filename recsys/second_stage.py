@@ -1,0 +1,341 @@
+"""Training of stage 2: the interest model on window B, the ranker on both label windows.
+
+Owns who may teach what. The interest model learns from some users of window B, the ranker from the others and from
+everybody in window C, so that no interest score which the ranker reads was given to a choice that it was learnt from.
+Opening the windows is `recsys/pipeline.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from tqdm import tqdm
+
+from indexing.encoder import BiEncoder
+from ranking.drift import MAX_SHIFT, measure_drift, telling_features
+from ranking.features import feature_names
+from ranking.interest import InterestModel
+from ranking.ranker import Ranker
+from ranking.rerank import top_k
+from ranking.training_set import TrainingSet, label_candidates
+from recsys import metrics
+from recsys.catalogue import Catalogue
+from recsys.config import RecommenderConfig
+from recsys.notes import Notes
+from recsys.snapshot import People, Snapshot, describe, history_texts, to_frame
+
+MIN_RANKER_USERS = 20
+MIN_INTEREST_USERS = 8
+VALIDATION_SHARE = 0.15
+USERS_PER_BLOCK = 2048
+DRIFT_ROWS = 20_000
+NOBODY = np.zeros(0, dtype=np.int32)
+NEGATIVE_DEPTH = 100  # negatives of the interest model come from the best candidates, where it will be asked
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWindow:
+    """What stage 2 may learn from one window: people and items as of its start, and what was taken in it.
+
+    Attributes:
+        people: users with history before the window and labels in it.
+        labels: `user_row`, `item_row` and `grade` of what was taken in the window.
+        snapshot: sources and statistics as of the window's start.
+    """
+
+    people: People
+    labels: pl.DataFrame
+    snapshot: Snapshot
+
+    def head(self, n: int) -> LabelWindow:
+        """The first users only; their order is random."""
+        return LabelWindow(self.people.slice(0, n), self.labels.filter(pl.col("user_row") < n), self.snapshot)
+
+    def weighted(self, weights: Mapping[str, float]) -> LabelWindow:
+        """The same with other worths of the sources in the blend."""
+        return replace(self, snapshot=replace(self.snapshot, retriever=self.snapshot.retriever.weighted(weights)))
+
+
+@dataclass(frozen=True, slots=True)
+class SecondStage:
+    """What stage 2 learnt.
+
+    Attributes:
+        interest: the cross-encoder, or None.
+        ranker: for lists as they are by default, or None.
+        new_ranker: for lists without seen items where they are shown by default, or None.
+        recent: a sample of the labelled rows of window C.
+    """
+
+    interest: InterestModel | None
+    ranker: Ranker | None
+    new_ranker: Ranker | None
+    recent: pl.DataFrame
+
+
+def train_second_stage(
+    b: LabelWindow,
+    c: LabelWindow,
+    encoder: BiEncoder | None,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    device: str,
+    notes: Notes,
+    *,
+    hide_seen: bool,
+) -> SecondStage:
+    """The interest model, the ranker and, where seen items are shown, a second ranker for lists of new items only.
+
+    Args:
+        b: learns the interest model and, with the users that this left, the ranker.
+        c: stops the ranker's training early and decides whether it is used.
+        encoder: start of the interest model; None where it cannot read the catalogue.
+        catalogue: the items.
+        config: everything else.
+        device: resolved.
+        notes: gets what was done.
+        hide_seen: whether items that a user has taken are hidden by default.
+    """
+    found_b, found_c = (retrieve(window, config, hide_seen=hide_seen) for window in (b, c))
+    interest, pupils = train_interest(b, found_b, encoder, catalogue, config, device, notes)
+    earlier = training_rows(b, found_b, interest, catalogue, config, without=pupils)
+    later = training_rows(c, found_c, interest, catalogue, config)
+    ranker = train_ranker(earlier, later, config, notes)
+    recent = later.rows.sample(min(later.rows.height, DRIFT_ROWS), seed=config.seed)
+    if hide_seen:
+        return SecondStage(interest, ranker, None, recent)
+    found_b, found_c = (retrieve(window, config, hide_seen=True) for window in (b, c))
+    earlier = training_rows(b, found_b, interest, catalogue, config, without=pupils)
+    later = training_rows(c, found_c, interest, catalogue, config)
+    new_ranker = train_ranker(earlier, later, config, notes, what="ranker of new items")
+    return SecondStage(interest, ranker, new_ranker, recent)
+
+
+def retrieve(window: LabelWindow, config: RecommenderConfig, *, hide_seen: bool) -> pl.DataFrame:
+    """Candidates, without features, of the users who took one of them; block by block, the others teach nothing."""
+    people, retriever = window.people, window.snapshot.retriever
+    nothing = np.zeros(window.snapshot.statistics.height, dtype=np.bool_)
+    parts = []
+    for start in tqdm(range(0, max(1, len(people)), USERS_PER_BLOCK), desc="retrieve", disable=not config.progress):
+        block = people.slice(start, start + USERS_PER_BLOCK)
+        found = to_frame(retriever.retrieve(block.histories, blocked=nothing, hide_seen=hide_seen))
+        found = found.with_columns(pl.col("user_row") + pl.lit(start, dtype=pl.Int32))
+        taken = found.join(window.labels, on=["user_row", "item_row"], how="semi")["user_row"].unique()
+        parts.append(found.filter(pl.col("user_row").is_in(taken.implode())))
+    return pl.concat(parts)
+
+
+def train_interest(
+    window: LabelWindow,
+    candidates: pl.DataFrame,
+    encoder: BiEncoder | None,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    device: str,
+    notes: Notes,
+) -> tuple[InterestModel | None, npt.NDArray[np.int32]]:
+    """The cross-encoder: one taken item of each user against retrieved ones that he did not take.
+
+    It starts from the layers of the text encoder, which has read the catalogue already.
+
+    Returns:
+        The model, or None; and the rows of the users that it learnt from.
+    """
+    if config.n_interest == 0:
+        notes.add("interest model: switched off (n_interest = 0).")
+    if config.n_interest == 0 or encoder is None:
+        return None, NOBODY
+    users, histories, groups = interest_groups(window, candidates, catalogue, config)
+    if len(groups) < MIN_INTEREST_USERS:
+        notes.add(
+            f"interest model: left out, {len(groups)} users to learn from and {MIN_INTEREST_USERS} are needed.",
+            level=logging.WARNING,
+        )
+        return None, NOBODY
+    with TemporaryDirectory() as folder:
+        encoder.save(Path(folder))
+        model = InterestModel(config.interest, checkpoint=folder, device=device, seed=config.seed)
+        model.fit(histories, groups, progress=config.progress)
+    notes.add(f"interest model: fine-tuned on the lists of {len(groups)} users.")
+    return model, users
+
+
+def interest_groups(
+    window: LabelWindow, candidates: pl.DataFrame, catalogue: Catalogue, config: RecommenderConfig
+) -> tuple[npt.NDArray[np.int32], list[str], list[list[str]]]:
+    """Some users' rows and history texts, and for each the taken item's text followed by texts of others."""
+    rng = np.random.default_rng(config.seed)
+    others = candidates.join(window.labels, on=["user_row", "item_row"], how="anti")
+    others = others.filter(pl.int_range(pl.len()).over("user_row") < NEGATIVE_DEPTH)
+    negatives = dict(others.group_by("user_row").agg("item_row").iter_rows())
+    taken = dict(window.labels.group_by("user_row", maintain_order=True).agg("item_row").iter_rows())
+    texts = history_texts(window.people, catalogue)
+    users, groups = [], []
+    for user in rng.permutation(np.array(sorted(taken), dtype=np.int32)):
+        if not (texts[user] and negatives.get(user)):
+            continue
+        n_others = min(config.interest.group_size - 1, len(negatives[user]))
+        chosen = rng.choice(negatives[user], n_others, replace=False)
+        group = [catalogue.short_text_of(row) for row in (rng.choice(taken[user]), *chosen)]
+        if set(group[1:]) - {group[0]}:  # items with the text of the taken one teach nothing
+            users.append(user)
+            groups.append(group)
+        if len(groups) == config.interest.max_groups:
+            break
+    return np.array(users, dtype=np.int32), [texts[user] for user in users], groups
+
+
+def training_rows(
+    window: LabelWindow,
+    candidates: pl.DataFrame,
+    interest: InterestModel | None,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    *,
+    without: npt.NDArray[np.int32] = NOBODY,
+) -> TrainingSet:
+    """Labelled candidates with features of the users who have a taken one, at most `max_ranker_rows` of them.
+
+    Args:
+        window: labels, people and items as of its start.
+        candidates: of the window's users, from `retrieve`.
+        interest: scores the best candidates, or None.
+        catalogue: the items.
+        config: everything else.
+        without: rows of users that may not be learnt from.
+    """
+    labels = window.labels.filter(~pl.col("user_row").is_in(without))
+    taken = candidates.join(labels, on=["user_row", "item_row"], how="semi")["user_row"].unique().sort()
+    chosen = taken
+    if len(taken) > (most := _most_users(candidates, config.max_ranker_rows)):
+        chosen = taken.sample(most, seed=config.seed)
+    rows = describe(
+        candidates.filter(pl.col("user_row").is_in(chosen.implode())), window.people, window.snapshot, interest,
+        catalogue, config, progress=config.progress,
+    )  # fmt: skip
+    training = label_candidates(rows, labels.filter(pl.col("user_row").is_in(chosen.implode())), seed=config.seed)
+    return replace(training, n_dropped=labels["user_row"].n_unique() - len(taken))
+
+
+def _most_users(candidates: pl.DataFrame, max_rows: int) -> int:
+    """How many users' candidates fit into so many rows."""
+    per_user = candidates.height / max(1, candidates["user_row"].n_unique())
+    return max(MIN_RANKER_USERS, int(max_rows / max(1.0, per_user)))
+
+
+def train_ranker(
+    earlier: TrainingSet, later: TrainingSet, config: RecommenderConfig, notes: Notes, *, what: str = "ranker"
+) -> Ranker | None:
+    """LightGBM on the earlier window with early stopping on the later one, then in as many trees on both.
+
+    Args:
+        earlier: labelled rows of window B; where they are few, most users of the later window join them, and the rest
+            stops the training.
+        later: labelled rows of window C.
+        config: settings.
+        notes: gets what was done.
+        what: the ranker's name in them.
+
+    Returns:
+        The ranker; None where there is too little to learn from or the blend of stage 1 ranks the later window better.
+    """
+    notes.add(
+        f"{what}: {earlier.n_users} + {later.n_users} users with a taken candidate in windows B and C, "
+        f"{earlier.rows.height + later.rows.height} rows; {earlier.n_dropped + later.n_dropped} users whose taken "
+        "items were not among the candidates teach nothing."
+    )
+    if later.n_users < MIN_RANKER_USERS:
+        notes.add(
+            f"{what}: left out, {MIN_RANKER_USERS} users are needed; lists follow the blend of stage 1.",
+            level=logging.WARNING,
+        )
+        return None
+    train, validation = earlier.rows, later.rows
+    if 2 * earlier.n_users < later.n_users:
+        first, validation = split_users(later.rows, config.seed)
+        train = stacked(earlier.rows, first)
+    names = feature_names(later.rows, exclude=("user_row", "item_row", "label"))
+    report_telling(later.rows, names, config.seed, notes, what=what)
+    try:
+        ranker = Ranker(config.ranker, seed=config.seed).fit(train, validation, names)
+        if not beats_blend(ranker, validation, config.seed, notes, what=what):
+            return None
+        return Ranker(config.ranker, seed=config.seed).fit(
+            stacked(train, validation), None, names, n_trees=ranker.n_trees
+        )
+    except RuntimeError as error:
+        notes.add(f"{error}; lists follow the blend of stage 1.", level=logging.WARNING)
+        return None
+
+
+def report_telling(rows: pl.DataFrame, names: list[str], seed: int, notes: Notes, *, what: str) -> None:
+    """Warn of the caller's own columns that are too good to be true; ours are made from the past alone."""
+    given = [name for name in names if "__" in name]
+    for name, area in telling_features(rows, given, seed=seed).items():
+        notes.add(
+            f"{what}: the feature {name!r} alone tells what was taken (area under the ROC curve {area:.3f}). Does it "
+            "know the future? If so, name its column in ignore_columns.",
+            level=logging.WARNING,
+        )
+
+
+def report_drift(training: pl.DataFrame, serving: pl.DataFrame, seed: int, notes: Notes) -> None:
+    """Say how well rows of the last label window and rows of now can be told apart, and warn of scores that moved."""
+    if min(rows["user_row"].n_unique() for rows in (training, serving)) < 2:
+        return
+    names = [name for name in feature_names(training, exclude=("user_row", "item_row", "label")) if name in serving]
+    drift = measure_drift(training, serving, names, seed=seed)
+    notes.add(
+        f"drift: a classifier tells rows that the ranker learnt from and rows of now apart with an area of "
+        f"{drift.auc:.2f} under the ROC curve (0.5: not at all), most by {', '.join(drift.drivers) or 'nothing'}."
+    )
+    for name, shift in drift.shifts.items():
+        if name.endswith("_score") and shift > MAX_SHIFT:
+            notes.add(
+                f"drift: {name} is distributed otherwise now than where the ranker learnt from it "
+                f"(Kolmogorov-Smirnov distance {shift:.2f}, limit {MAX_SHIFT}).",
+                level=logging.WARNING,
+            )
+
+
+def stacked(first: pl.DataFrame, second: pl.DataFrame) -> pl.DataFrame:
+    """Both windows' rows; the second's users are numbered after the first's."""
+    n = int(first["user_row"].max() or 0) + 1  # type: ignore[arg-type]
+    return pl.concat([first, second.with_columns(pl.col("user_row") + pl.lit(n, dtype=pl.Int32))])
+
+
+def split_users(rows: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Training rows and rows of a random `VALIDATION_SHARE` of the users, for early stopping."""
+    users = rows["user_row"].unique().sort().shuffle(seed)
+    held_out = users.head(max(1, round(VALIDATION_SHARE * len(users)))).implode()
+    chosen = pl.col("user_row").is_in(held_out)
+    return rows.filter(~chosen), rows.filter(chosen)
+
+
+def beats_blend(ranker: Ranker, validation: pl.DataFrame, seed: int, notes: Notes, *, what: str) -> bool:
+    """Whether the ranker's ndcg@10 on the validation users is above that of stage 1's blend, and how surely."""
+    scored = validation.with_columns(ranker=pl.Series(ranker.predict(validation)))
+    by_ranker, by_blend = (ndcg_of(scored.with_columns(score=pl.col(name))) for name in ("ranker", "stage1_score"))
+    difference, low, high = metrics.paired_bootstrap(by_ranker, by_blend, seed=seed)
+    wins = difference > 0.0
+    notes.add(
+        f"{what}: ndcg@10 on {len(by_ranker)} users {by_ranker.mean():.4f}, blend of stage 1 {by_blend.mean():.4f}, "
+        f"difference {difference:+.4f} ({low:+.4f} to {high:+.4f}); lists follow the {'ranker' if wins else 'blend'}.",
+        level=logging.INFO if wins else logging.WARNING,
+    )
+    return wins
+
+
+def ndcg_of(scored: pl.DataFrame, k: int = 10) -> npt.NDArray[np.float64]:
+    """ndcg@k of each user of labelled, scored candidate rows."""
+    named = {"user_row": "user_id", "item_row": "item_id"}
+    truth = scored.filter(pl.col("label") > 0).rename(named)
+    hits = metrics.hit_matrix(top_k(scored, k).rename(named), truth, k)
+    return metrics.ndcg(hits, k)

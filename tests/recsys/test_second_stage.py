@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ranking.training_set import TrainingSet
+from recsys.catalogue import Catalogue
+from recsys.config import config_from_dict
+from recsys.notes import Notes
+from recsys.pipeline import graded, open_window, to_events
+from recsys.schema import validate
+from recsys.second_stage import (
+    LabelWindow,
+    interest_groups,
+    report_drift,
+    retrieve,
+    stacked,
+    train_ranker,
+    training_rows,
+)
+from recsys.splits import make_windows
+from recsys.synthetic import generate
+from recsys.towers import learn_towers, load_encoder
+
+
+@pytest.fixture(scope="module")
+def config(tiny_bert):
+    small = {
+        "encoder": {"model": tiny_bert, "precision": "fp32"},
+        "contrastive": {"encoder_steps": 2, "tower_max_steps": 3},
+        "interest": {"max_groups": 12, "group_size": 4, "precision": "fp32"},
+        "windows": {"kind": "last"},
+        "device": "cpu",
+        "progress": False,
+    }
+    return config_from_dict(small)
+
+
+@pytest.fixture(scope="module")
+def catalogue_and_window(config) -> tuple[Catalogue, LabelWindow]:
+    data = generate(n_users=60, n_items=80, n_topics=4, events_per_user=12, n_cold_items=4)
+    tables = validate(data.interactions, data.items)
+    catalogue, windows = Catalogue.of(tables.items), make_windows(tables.interactions, config.windows)
+    kinds = ("interaction",)
+    events = to_events(windows.history_b, catalogue, kinds)
+    encoder = load_encoder(config, "cpu")
+    towers = learn_towers(encoder, events, kinds, catalogue, config, "cpu", Notes(()), tune=True)
+    return catalogue, open_window(windows, "b", {}, towers, catalogue, None, config, hide_seen=True)
+
+
+def test_only_users_with_a_taken_candidate_are_kept(catalogue_and_window, config):
+    _, window = catalogue_and_window
+    found = retrieve(window, config, hide_seen=True)
+    taken = found.join(window.labels, on=["user_row", "item_row"], how="semi")
+    assert 0 < found["user_row"].n_unique() == taken["user_row"].n_unique() <= len(window.people)
+
+
+def test_interest_groups_start_with_a_taken_item_and_hold_no_other(catalogue_and_window, config):
+    catalogue, window = catalogue_and_window
+    users, histories, groups = interest_groups(window, retrieve(window, config, hide_seen=True), catalogue, config)
+    assert len(users) == len(set(users)) == len(histories) == len(groups) == config.interest.max_groups
+    taken = dict(window.labels.group_by("user_row").agg("item_row").iter_rows())
+    for user, group in zip(users, groups, strict=True):
+        texts = {catalogue.short_text_of(row) for row in taken[user]}
+        assert group[0] in texts
+        assert len(group) == 4
+        assert not texts & set(group[1:])
+
+
+def test_users_of_the_interest_model_are_not_learnt_from(catalogue_and_window, config):
+    catalogue, window = catalogue_and_window
+    found = retrieve(window, config, hide_seen=True)
+    pupils = found["user_row"].unique().sort().head(5).to_numpy()
+    everybody, others = (
+        training_rows(window, found, None, catalogue, config, without=without) for without in (pupils[:0], pupils)
+    )
+    assert others.n_users == everybody.n_users - 5
+    assert not set(others.rows["user_row"]) & set(pupils)
+
+
+def test_the_number_of_rows_is_bounded_by_leaving_out_users(catalogue_and_window, config):
+    catalogue, window = catalogue_and_window
+    found = retrieve(window, config, hide_seen=True)
+    per_user = found.height / found["user_row"].n_unique()
+    few = replace(config, max_ranker_rows=int(25 * per_user))
+    assert training_rows(window, found, None, catalogue, few).n_users == 25
+
+
+def test_a_stronger_kind_of_event_has_a_higher_grade(catalogue_and_window):
+    catalogue, _ = catalogue_and_window
+    item, other = catalogue.items["item_id"].head(2)
+    labels = pl.DataFrame(
+        {"user_id": ["a", "a", "b"], "item_id": [item, item, other], "event": ["view", "purchase", "scroll"]}
+    )
+    found = graded(labels, pl.Series(["b", "a"]), catalogue, ("view", "cart", "purchase"))
+    assert found.rows() == [(0, 1, 1), (1, 0, 3)]
+
+
+def rows_of(n_users: int, seed: int, *, planted: bool) -> TrainingSet:
+    """Ten candidates a user, one taken; `planted` says which, unlike stage 1."""
+    rng = np.random.default_rng(seed)
+    n = 10 * n_users
+    frame = pl.DataFrame(
+        {
+            "user_row": np.repeat(np.arange(n_users, dtype=np.int32), 10),
+            "item_row": np.tile(np.arange(10, dtype=np.int32), n_users),
+            "stage1_score": rng.random(n),
+            "hint": rng.random(n),
+            "label": (np.tile(np.arange(10), n_users) == np.repeat(rng.integers(0, 10, n_users), 10)).astype(np.int8),
+        }
+    )
+    shown = "hint" if planted else "stage1_score"
+    return TrainingSet(frame.with_columns(pl.col(shown) + pl.col("label")), n_users, 3)
+
+
+def test_a_column_that_knows_the_future_is_named(config):
+    notes = Notes(())
+    planted = [rows_of(200, seed, planted=True) for seed in (0, 1)]
+    planted = [TrainingSet(made.rows.rename({"hint": "item__price"}), made.n_users, 0) for made in planted]
+    train_ranker(*planted, config, notes)
+    assert "the feature 'item__price' alone tells what was taken" in notes.sentences[1]
+    assert "ignore_columns" in notes.sentences[1]
+
+
+class TestDrift:
+    def test_is_said_and_a_score_that_moved_is_warned_of(self):
+        rows = rows_of(100, 0, planted=False).rows
+        notes = Notes(())
+        report_drift(rows, rows.with_columns(pl.col("stage1_score") + 1.0), 0, notes)
+        assert "rows of now apart with an area of 0.9" in notes.sentences[0]
+        assert "most by stage1_score" in notes.sentences[0]
+        assert notes.sentences[1].startswith("drift: stage1_score is distributed otherwise now")
+
+    def test_of_rows_alike_warns_of_nothing(self):
+        notes = Notes(())
+        report_drift(rows_of(100, 0, planted=False).rows, rows_of(100, 1, planted=False).rows, 0, notes)
+        assert len(notes.sentences) == 1
+
+    def test_of_a_single_user_is_not_measured(self):
+        notes = Notes(())
+        report_drift(rows_of(1, 0, planted=False).rows, rows_of(9, 0, planted=False).rows, 0, notes)
+        assert not notes.sentences
+
+
+class TestRanker:
+    def test_is_used_where_it_beats_the_blend_on_the_later_window(self, config):
+        notes = Notes(())
+        ranker = train_ranker(rows_of(200, 0, planted=True), rows_of(100, 1, planted=True), config, notes)
+        assert next(iter(ranker.importance())) == "hint"
+        assert "200 + 100 users with a taken candidate in windows B and C, 3000 rows; 6 users" in notes.sentences[0]
+        assert notes.sentences[1].endswith("lists follow the ranker.")
+
+    def test_is_left_out_where_the_blend_is_perfect_already(self, config):
+        notes = Notes(())
+        assert train_ranker(rows_of(200, 0, planted=False), rows_of(100, 1, planted=False), config, notes) is None
+        assert "difference +0.0000 (+0.0000 to +0.0000); lists follow the blend." in notes.sentences[-1]
+
+    def test_is_left_out_where_few_users_could_teach_it(self, config):
+        notes = Notes(())
+        assert train_ranker(rows_of(200, 0, planted=True), rows_of(19, 1, planted=True), config, notes) is None
+        assert "left out, 20 users are needed" in notes.sentences[-1]
+
+    def test_learns_from_the_later_window_alone_where_the_earlier_is_empty(self, config):
+        ranker = train_ranker(rows_of(0, 0, planted=True), rows_of(200, 1, planted=True), config, Notes(()))
+        assert ranker is not None
+
+
+def test_stacked_windows_share_no_user():
+    first, second = rows_of(3, 0, planted=True).rows, rows_of(2, 1, planted=True).rows
+    assert stacked(first, second)["user_row"].unique().to_list() == [0, 1, 2, 3, 4]
+    assert stacked(first.head(0), second).drop("user_row").equals(second.drop("user_row"))
