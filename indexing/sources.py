@@ -162,21 +162,20 @@ class NeighbourSource:
 
     def open(self, block: Block, n: int) -> Opened:
         """Sum the neighbour rows of each user's history."""
-        scores = sp.csr_matrix(self._weights(block.histories) @ self.neighbours)
+        scores: sp.csr_matrix = self._weights(block.histories) @ self.neighbours
         scores.sort_indices()
         stored = stored_keys(scores)
         users, items = _best_shown(scores, stored, block, n)
         return Opened(users, items, lambda u, i: _entries(scores.data, positions_of(stored, block.keys(u, i))))
 
     def _weights(self, histories: Histories) -> sp.csr_matrix:
-        """What each key is worth to each user, CSR (n_users, n_keys)."""
+        """What each key is worth to each user, CSR (n_users, n_keys); a key is there as often as it was taken."""
         place = _places(histories)
-        user = np.repeat(np.arange(len(histories)), histories.lengths)
         key = self.keys[histories.item_rows]
         read = (place < self.max_length) & (key >= 0)
-        worth = (1.0 + place[read]) ** -self.power
-        shape = (len(histories), self.neighbours.shape[0])
-        return sp.csr_matrix((worth.astype(np.float32), (user[read], key[read])), shape=shape)
+        worth = ((1.0 + place[read]) ** -self.power).astype(np.float32)
+        offsets = np.concatenate([[0], np.cumsum(read)])[histories.offsets]
+        return sp.csr_matrix((worth, key[read], offsets), shape=(len(histories), self.neighbours.shape[0]))
 
 
 def _places(histories: Histories) -> Rows:

@@ -205,7 +205,7 @@ class Ranker:
         )
 
     def _matrix(self, rows: pl.DataFrame) -> npt.NDArray[np.float32]:
-        return rows.select(pl.col(self.features).cast(pl.Float32)).fill_null(float("nan")).to_numpy()
+        return np.stack([rows[name].cast(pl.Float32).to_numpy() for name in self.features], axis=1)  # null is NaN
 
 
 def _check_columns(rows: pl.DataFrame, features: list[str]) -> None:

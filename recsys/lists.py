@@ -94,16 +94,15 @@ def scored_candidates(
         hide_seen=hide_seen,
         n_candidates=max(k, config.retriever.n_candidates),
     )
-    known = pl.Series(people.histories.lengths > 0)
-    frame = frame.with_columns(is_fallback=~known.gather(frame["user_row"]))
-    score = pl.col("stage1_score").cast(pl.Float64)
+    known = (people.histories.lengths > 0)[frame["user_row"].to_numpy()]
+    score = frame["stage1_score"].to_numpy().astype(np.float64)
     ranker = state.ranker_for(hide_seen=hide_seen)
     if ranker is not None:
-        ranked = pl.Series(ranker.predict(frame), dtype=pl.Float64)
-        score = pl.when("is_fallback").then(score).otherwise(ranked)
+        score = np.where(known, ranker.predict(frame), score)
+    added = {"is_fallback": pl.Series(~known), "score": pl.Series(score)}
     if "interest_score" not in frame.columns:
-        frame = frame.with_columns(interest_score=pl.lit(None, dtype=pl.Float32))
-    return frame.with_columns(score=score)
+        added["interest_score"] = pl.repeat(None, len(frame), dtype=pl.Float32, eager=True)
+    return frame.with_columns(**added)
 
 
 def with_source(frame: pl.DataFrame) -> pl.DataFrame:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -304,7 +305,10 @@ def describe(
 def to_frame(candidates: Candidates) -> pl.DataFrame:
     """Candidate arrays as a frame; a source that did not propose an item has a null rank."""
     scores, ranks = np.ascontiguousarray(candidates.scores.T), np.ascontiguousarray(candidates.ranks.T)
-    named = {"user_row": candidates.users.astype(np.int32), "item_row": candidates.items.astype(np.int32)}
+    named: dict[str, npt.NDArray[Any]] = {
+        "user_row": candidates.users.astype(np.int32),
+        "item_row": candidates.items.astype(np.int32),
+    }
     named["stage1_score"] = candidates.blend
     for row, name in enumerate(candidates.sources):
         named |= {f"{name}_score": scores[row], f"{name}_rank": ranks[row]}

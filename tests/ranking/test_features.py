@@ -246,6 +246,90 @@ class TestItemStatistics:
         )
 
 
+KINDS = ("view", "buy")
+PRICES = pl.Series("item__price", [1.0, 2.0, 2.0, None, 10.0, 0.0, 4.0, 3.0], dtype=pl.Float32)
+
+
+def rich(history: pl.DataFrame, *, everybody: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Features of every pair with prices, two kinds of events and times of day; item rows follow all others."""
+    everybody = history if everybody is None else everybody
+    statistics = item_statistics(everybody, GROUPS, MOMENT, CONFIG, kinds=KINDS, clock=True).with_columns(PRICES)
+    return build_features(all_pairs(), history, statistics, moments_of(), CONFIG, KINDS)
+
+
+def with_kinds(history: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
+    drawn = np.random.default_rng(seed).integers(0, 2, len(history))
+    return history.with_columns(event_row=pl.Series(drawn, dtype=pl.Int16))
+
+
+class TestKindsPricesAndTimes:
+    history = with_kinds(random_events())
+    found = rich(history)
+
+    def test_rates_are_shares_of_the_events(self):
+        for key, prefix in (("item_row", "item"), ("user_row", "user")):
+            shares = self.history.group_by(key).agg(view=(pl.col("event_row") == 0).mean())
+            expected = self.found.select(key).join(shares, on=key, how="left", maintain_order="left")["view"]
+            assert self.found[f"{prefix}_rate_view"].to_list() == pytest.approx(expected.to_list())
+            both = self.found[f"{prefix}_rate_view"] + self.found[f"{prefix}_rate_buy"]
+            assert both.drop_nulls().to_list() == pytest.approx([1.0] * len(both.drop_nulls()))
+
+    def test_of_one_kind_there_are_no_rates(self):
+        statistics = item_statistics(self.history, GROUPS, MOMENT, CONFIG, kinds=("view",))
+        found = build_features(all_pairs(), self.history, statistics, moments_of(), CONFIG, ("view",))
+        assert not [name for name in found.columns if "rate_" in name]
+
+    def test_prices_lie_against_those_of_the_history(self):
+        price = PRICES.to_list()
+        for row in self.found.iter_rows(named=True):
+            own = [price[item] for item in self.history.filter(user_row=row["user_row"])["item_row"]]
+            own = [value for value in own if value is not None]
+            here, mean = price[row["item_row"]], sum(own) / len(own) if own else None
+            assert row["user_price_mean"] == (pytest.approx(mean) if own else None)
+            if here is None or not mean:
+                assert row["user_price_gap"] is None
+            else:
+                assert row["user_price_gap"] == pytest.approx((here - mean) / mean, rel=1e-5, abs=1e-6)
+            share = sum(value <= here for value in own) / len(own) if own and here is not None else None
+            assert row["user_price_percentile"] == (None if share is None else pytest.approx(share))
+
+    def test_without_any_price_there_are_no_price_features(self):
+        statistics = item_statistics(self.history, GROUPS, MOMENT, CONFIG).with_columns(item__price=pl.lit(None))
+        found = build_features(all_pairs(), self.history, statistics, moments_of(), CONFIG)
+        assert not [name for name in found.columns if name.startswith("user_price")]
+
+    def test_lifts_are_of_the_hour_and_weekday_of_the_moment(self):
+        slots = self.history.with_columns(
+            hour=(pl.col("seconds") % DAY // 3600), weekday=(pl.col("seconds") // DAY % 7)
+        ).join(GROUPS, on="item_row")
+        for row in self.found.iter_rows(named=True):
+            moment = MOMENT + 0.3 * row["user_row"] * DAY
+            for unit, slot in (("hour", moment % DAY // 3600), ("weekday", moment // DAY % 7)):
+                usual = (slots[unit] == slot).mean()
+                for name, key, value in (
+                    ("item", "item_row", row["item_row"]),
+                    ("category", "category", GROUPS["category"][row["item_row"]]),
+                ):
+                    own = slots.filter(pl.col(key) == value)
+                    there = (own[unit] == slot).sum()
+                    lift = (there + 10 * usual) / (len(own) + 10) / usual if usual and len(own) else None
+                    assert row[f"{name}_{unit}_lift"] == (None if lift is None else pytest.approx(lift, rel=1e-5))
+
+    def test_dates_have_no_hours(self):
+        dates = self.history.with_columns(seconds=(pl.col("seconds") // DAY) * DAY)
+        statistics = item_statistics(dates, GROUPS, MOMENT, CONFIG, clock=True)
+        assert statistics.columns == item_statistics(dates, GROUPS, MOMENT, CONFIG).columns
+
+    def test_hold_no_nan(self):
+        assert not any(self.found[name].is_nan().any() for name in self.found.columns if "row" not in name)
+
+    def test_without_any_history_are_zeros_and_nulls(self):
+        nothing = rich(self.history.clear(), everybody=self.history)
+        assert nothing.columns == self.found.columns
+        assert nothing["user_price_percentile"].null_count() == len(nothing)
+        assert nothing["user_rate_buy"].null_count() == len(nothing)
+
+
 EVENTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, N_ITEMS - 1), st.floats(0, 39.9)), max_size=25)
 
 
@@ -272,6 +356,16 @@ class TestProperties:
             alone = build_features(mine, history.filter(user_row=user), statistics, moments_of(), CONFIG)
             assert_frame_equal(alone, together.filter(user_row=user))
 
+    @settings(max_examples=20, deadline=None)
+    @given(EVENTS, st.integers(0, 5))
+    def test_of_a_user_depend_on_his_own_history_and_the_statistics_alone(self, events, user):
+        history = with_kinds(history_of(events))
+        everybody = with_kinds(random_events())
+        together = rich(history, everybody=everybody).filter(user_row=user)
+        assert_frame_equal(rich(history.filter(user_row=user), everybody=everybody).filter(user_row=user), together)
+        shuffled = history.sample(fraction=1.0, shuffle=True, seed=1)
+        assert_frame_equal(rich(shuffled, everybody=everybody).filter(user_row=user), together)
+
 
 def test_feature_names_are_the_numeric_and_boolean_columns_that_are_not_excluded():
     frame = pl.DataFrame({"user_row": [1], "label": [1], "a": [0.5], "b": [True], "c": ["x"], "d": [[1]], "e": [None]})
@@ -282,6 +376,11 @@ def test_feature_names_are_the_numeric_and_boolean_columns_that_are_not_excluded
 def test_config_refuses_windows_that_are_no_days(windows):
     with pytest.raises(ValueError, match="must be positive whole days"):
         FeatureConfig(windows_days=windows)
+
+
+def test_config_refuses_to_compare_with_nothing():
+    with pytest.raises(ValueError, match="similar_length=0 must be at least 1"):
+        FeatureConfig(similar_length=0)
 
 
 @pytest.mark.parametrize("windows", [(30, 7), (7, 7)])
