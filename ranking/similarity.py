@@ -110,7 +110,7 @@ def _by_user(users: Rows, order: Rows, owners: Rows, taken: Rows, newest: int) -
     """For each user with a history: the places of his pairs, and his newest items, newest last."""
     asked = users[order]
     first = np.flatnonzero(np.diff(asked, prepend=-1))
-    last = np.append(first[1:], len(asked))
+    last = np.append(first, len(asked))[1:]
     starts, stops = (np.searchsorted(owners, asked[first], side=side) for side in ("left", "right"))
     for begin, end, start, stop in zip(first, last, np.maximum(starts, stops - newest), stops, strict=True):
         if start < stop:

@@ -185,6 +185,13 @@ def test_every_score_is_distributed_alike(name, training, served):
     assert shift < 0.2
 
 
+@pytest.mark.parametrize("space", ["vector", "text", "covisitation"])
+def test_every_similarity_is_distributed_alike(space, training, served):
+    for column in (f"similarity_{space}_{detail}" for detail in ("max", "mean", "last")):
+        shift = ks_2samp(training.rows_c[column].drop_nulls(), served[column].drop_nulls()).statistic
+        assert shift < 0.2, column
+
+
 def test_towers_that_had_learnt_the_labels_would_score_them_higher(many, training, served, drilled):
     taken = training.c.labels.join(training.rows_c, on=["user_row", "item_row"])["vector_score"]
     users = many.interactions["user_id"].unique().sort()
