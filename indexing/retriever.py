@@ -212,7 +212,9 @@ class Retriever:
         order = order[place_in_runs(users[order]) < most]
         kept = np.sort(order)  # sources find pairs fastest in ascending order
         scores = np.stack([each.score(users[kept], items[kept]) for each in opened], axis=1)
-        scores = scores[np.searchsorted(kept, order)]
+        place = np.empty(len(users), dtype=np.int64)
+        place[kept] = np.arange(len(kept))
+        scores = scores[place[order]]
         users = users[order] + first_user
         return Candidates(users, items[order], tuple(self.sources), scores, ranks[order], blend[order])
 

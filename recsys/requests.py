@@ -40,7 +40,7 @@ def report_unknown(state: Fitted, ids: pl.Series, on_unknown: str) -> None:
     check_on_unknown(on_unknown)
     if on_unknown == "fallback":
         return
-    unknown = ids.filter(places_of(state.timelines.user_ids, ids).is_null())
+    unknown = ids.filter(pl.Series(places_of(state.timelines.user_ids, ids) < 0))
     if unknown.is_empty():
         return
     if on_unknown == "raise":
@@ -69,13 +69,14 @@ def _as_of_now(state: Fitted, timelines: Timelines, ids: pl.Series) -> People:
 
     With windows of kind "last" it is always the latter, as it was at training.
     """
-    moments = (timelines.ends(ids) + 1.0).fill_null(state.as_of)
+    ends = timelines.ends(ids) + 1.0
+    moments = np.where(np.isnan(ends), state.as_of, ends)
     if state.window_kind != "last":
-        moments = moments.clip(lower_bound=state.as_of)
+        moments = np.maximum(moments, state.as_of)
     numbers = state.user_numbers
     if numbers is not None and numbers.schema["user_id"] != ids.dtype:  # strangers of another kind of id
         numbers = numbers.clear().cast({"user_id": ids.dtype})
-    return timelines.people(ids, moments, numbers)
+    return timelines.people(ids, pl.Series(moments), numbers)
 
 
 def ending_now(state: Fitted, events: pl.DataFrame) -> pl.DataFrame:

@@ -97,10 +97,13 @@ class Timelines:
         offsets = np.concatenate([[0], np.cumsum(runs.field("len").to_numpy())]).astype(np.int64)
         return cls(runs.field("value"), offsets, ordered.select("item_row", "seconds", "event_row"))
 
-    def ends(self, user_ids: pl.Series) -> pl.Series:
-        """When each user's last event was, Float64 Unix seconds; null for a user without events."""
-        last = self.events["seconds"].gather(self.offsets[1:] - 1)
-        return last.gather(places_of(self.user_ids, user_ids))
+    def ends(self, user_ids: pl.Series) -> npt.NDArray[np.float64]:
+        """When each user's last event was, float64 Unix seconds; NaN for a user without events."""
+        rows = places_of(self.user_ids, user_ids)
+        known = rows >= 0
+        ends = np.full(len(rows), np.nan)
+        ends[known] = self.events["seconds"].to_numpy()[self.offsets[rows[known] + 1] - 1]
+        return ends
 
     def people(self, user_ids: pl.Series, moments: pl.Series | float, numbers: pl.DataFrame | None) -> People:
         """Number distinct users in the order given; see `gather_people`."""
@@ -108,12 +111,13 @@ class Timelines:
         known = None
         if numbers is not None:
             places = places_of(numbers["user_id"], user_ids)
-            known = numbers.drop("user_id").select(pl.all().gather(places)).insert_column(0, user_row)
+            rows = pl.select(pl.when(pl.lit(pl.Series(places)) >= 0).then(pl.lit(pl.Series(places)))).to_series()
+            known = numbers.drop("user_id").select(pl.all().gather(rows)).insert_column(0, user_row)
         return People(self._history(user_ids), user_row.to_frame().with_columns(moment=moments), known)
 
     def _history(self, user_ids: pl.Series) -> pl.DataFrame:
         """Histories of distinct users in the order given: `user_row`, `item_row`, `seconds`, `event_row`."""
-        rows = places_of(self.user_ids, user_ids).fill_null(-1).to_numpy()
+        rows = places_of(self.user_ids, user_ids)
         known = np.flatnonzero(rows >= 0)
         starts = self.offsets[rows[known]]
         lengths = self.offsets[rows[known] + 1] - starts
@@ -124,12 +128,12 @@ class Timelines:
         return history
 
 
-def places_of(ordered: pl.Series, wanted: pl.Series) -> pl.Series:
-    """Where each wanted value lies in an ascending series without repetitions, Int64; null where it does not."""
+def places_of(ordered: pl.Series, wanted: pl.Series) -> npt.NDArray[np.int64]:
+    """Where each wanted value lies in an ascending series without repetitions, int64; -1 where it does not."""
     if ordered.is_empty():
-        return pl.Series([None] * len(wanted), dtype=pl.Int64)
-    found = ordered.search_sorted(wanted).cast(pl.Int64).clip(upper_bound=len(ordered) - 1)
-    return pl.select(pl.when(ordered.gather(found) == wanted).then(found)).to_series()
+        return np.full(len(wanted), -1, dtype=np.int64)
+    found = np.minimum(ordered.search_sorted(wanted).to_numpy(), len(ordered) - 1).astype(np.int64)
+    return np.where((ordered[found] == wanted).to_numpy(), found, -1)
 
 
 def gather_people(
@@ -210,11 +214,11 @@ def take_snapshot(
         weights=weights,
     )
     kinds = towers.event_kinds if len(towers.event_kinds) <= MAX_KINDS else ()
-    statistics = _statistics(events, moment, catalogue, config, kinds=kinds, clock=clock)
+    statistics = item_table(events, moment, catalogue, config, kinds=kinds, clock=clock)
     return Snapshot(retriever, statistics, behaviour, _spaces(behaviour, towers, catalogue), kinds)
 
 
-def _statistics(
+def item_table(
     events: pl.DataFrame,
     moment: float,
     catalogue: Catalogue,

@@ -1,0 +1,63 @@
+"""What a snapshot knows about the items: what was done with them, their age and their numbers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from recsys.catalogue import Catalogue
+from recsys.config import RecommenderConfig
+from recsys.snapshot import item_table
+
+MOMENT = datetime(2024, 3, 1, tzinfo=UTC)
+DAYS = [datetime(2024, 2, 20, tzinfo=UTC), None, datetime(2024, 3, 5, tzinfo=UTC)]
+ITEMS = pl.DataFrame(
+    {
+        "item_id": ["a", "b", "c"],
+        "title": ["red shoe", "blue shoe", "green hat"],
+        "description": [""] * 3,
+        "categories": [["shoes"], ["shoes"], ["hats"]],
+        "price": [1.0, None, 3.0],
+        "created_at": pl.Series(DAYS, dtype=pl.Datetime("us", "UTC")),
+        "available": [True] * 3,
+    }
+)
+EVENTS = pl.DataFrame(
+    {
+        "user_id": ["u", "u", "v"],
+        "item_row": pl.Series([2, 1, 2], dtype=pl.Int32),
+        "seconds": [MOMENT.timestamp() - hours * 3600.0 for hours in (30, 20, 1)],
+        "event_row": pl.Series([0, 1, 1], dtype=pl.Int16),
+    }
+)
+
+
+def table(items: pl.DataFrame = ITEMS, *, ignore: tuple[str, ...] = (), clock: bool = False) -> pl.DataFrame:
+    catalogue = Catalogue.of(items, ignore_columns=ignore)
+    config = RecommenderConfig()
+    return item_table(EVENTS, MOMENT.timestamp(), catalogue, config, kinds=("view", "buy"), clock=clock)
+
+
+def test_there_is_a_row_for_each_item_in_order():
+    found = table()
+    assert found["item_row"].to_list() == [0, 1, 2]
+    assert found["item_count"].to_list() == [0.0, 1.0, 2.0]
+    assert found["item_rate_buy"].to_list() == [None, 1.0, 0.5]
+    assert found["item__price"].to_list() == [1.0, None, 3.0]
+
+
+def test_age_is_from_the_creation_and_null_before_it():
+    assert table()["item_age_days"].to_list() == [pytest.approx(10.0), None, None]
+    never = ITEMS.with_columns(created_at=pl.lit(None, dtype=pl.Datetime("us", "UTC")))
+    assert "item_age_days" not in table(never).columns
+
+
+def test_a_price_that_is_to_be_ignored_is_not_there():
+    assert "item__price" not in table(ignore=("price",)).columns
+
+
+def test_hours_are_counted_only_where_moments_are_the_users_own():
+    assert "item_hour" in table(clock=True).columns
+    assert "item_hour" not in table().columns
