@@ -133,6 +133,7 @@ def _add_recommend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filter-seen", choices=FILTER_SEEN, default="auto", help="leave out what a user has taken")
     parser.add_argument("--allow", metavar="FILE", help="only these items: one id a line, or a table with item_id")
     parser.add_argument("--deny", metavar="FILE", help="not these items")
+    parser.add_argument("--diversity", type=float, metavar="0..1", help="prefer items unlike those above; 0: not")
     parser.add_argument("--on-unknown", choices=("fallback", "warn", "raise"), default="fallback", help="new users")
     parser.add_argument("--details", action="store_true", help="add source, the scores behind and is_fallback")
     parser.add_argument("--out", metavar="FILE", required=True, help=".parquet or .csv")
@@ -182,7 +183,9 @@ def _fit(arguments: argparse.Namespace) -> int:
 def _recommend(arguments: argparse.Namespace) -> int:
     out = _target(arguments.out, (".parquet", ".csv"))
     from recsys.recommender import Recommender
+    from recsys.rules import Rules
 
+    rules = None if arguments.diversity is None else Rules(diversity=arguments.diversity)
     recommender = Recommender.load(arguments.model, device=arguments.device)
     recommender.config = replace(recommender.config, progress=not arguments.quiet)
     items = recommender.items
@@ -195,6 +198,7 @@ def _recommend(arguments: argparse.Namespace) -> int:
         filter_seen=FILTER_SEEN[arguments.filter_seen],
         allow_items=None if arguments.allow is None else _ids(arguments.allow, items),
         deny_items=None if arguments.deny is None else _ids(arguments.deny, items),
+        rules=rules,
         on_unknown=arguments.on_unknown,
         details=arguments.details,
     )

@@ -66,7 +66,7 @@ def _block(
     rules: ReadyRules | None,
 ) -> pl.DataFrame:
     frame = scored_candidates(state, people, k, config, blocked=blocked, hide_seen=hide_seen)
-    ranks = [name for name in frame.columns if name.endswith("_rank") and name != "interest_rank"]
+    ranks = [f"{name}_rank" for name in state.snapshot.retriever.sources]
     kept = frame.select("user_row", "item_row", "score", "stage1_score", "interest_score", "is_fallback", *ranks)
     return top_k(kept, k) if rules is None else arrange(kept, people, k, rules, blocked=blocked, hide_seen=hide_seen)
 

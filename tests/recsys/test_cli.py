@@ -141,6 +141,13 @@ class TestRecommend:
         assert recommend(model, tmp_path / "lists.parquet", *arguments, "--filter-seen", "no") == 0
         assert set(pl.read_parquet(tmp_path / "lists.parquet")["item_id"]) == {"i00001", "i00003"}
 
+    def test_diversity(self, model, tmp_path, capsys):
+        arguments = ["--diversity", "0.7", "--details", "--k", "8"]
+        assert recommend(model, tmp_path / "lists.parquet", *arguments) == 0
+        assert pl.read_parquet(tmp_path / "lists.parquet")["source"].str.ends_with(", diversity").any()
+        assert recommend(model, tmp_path / "lists.parquet", "--diversity", "1") == 2
+        assert "error: rules.diversity=1.0 must lie in [0, 1)" in capsys.readouterr().err
+
     @pytest.mark.parametrize(("word", "seen"), [("no", True), ("yes", False)])
     def test_filter_seen(self, model, folder, tmp_path, word, seen):
         assert recommend(model, tmp_path / "lists.parquet", "--k", "60", "--filter-seen", word) == 0

@@ -29,6 +29,7 @@ def data() -> Synthetic:
     items = made.items.with_columns(
         brand=pl.when(row % 5 > 0).then(pl.format("b{}", row % 7)),
         organic=row % 2 == 0,
+        sales_rank=row,
         created_at=NEWEST - pl.duration(days=row),
     )
     return replace(made, items=items)
@@ -62,6 +63,11 @@ def test_no_rules_and_empty_rules_change_nothing(fitted, users):
     plain = fitted.recommend(users, 10, details=True)
     assert_frame_equal(fitted.recommend(users, 10, details=True, rules=Rules()), plain)
     assert_frame_equal(fitted.recommend(users, 10, details=True, rules=Rules(diversity=0.0)), plain)
+
+
+def test_an_item_column_named_like_a_sources_rank_is_no_source(fitted, users):
+    lists = fitted.recommend(users, 10, details=True)
+    assert {name for source in lists["source"] for name in source.split("+")} <= set(fitted.sources)
 
 
 def test_diversity_moves_items_and_leaves_their_scores(fitted, users):
@@ -103,8 +109,9 @@ def test_boosts_by_column_and_by_item(fitted, users, data):
     boosted = (lists["brand"] == "b3").fill_null(value=False) | (lists["item_id"] == item)
     assert lists["source"].str.ends_with("boosted").equals(boosted)
     plain = with_items(fitted.recommend(users, 10), data)
-    assert (lists["brand"] == "b3").sum() > (plain["brand"] == "b3").sum()
-    assert (lists["brand"] == "b4").sum() < (plain["brand"] == "b4").sum()
+    others, before = (table.filter(pl.col("item_id") != item)["brand"] for table in (lists, plain))
+    assert (others == "b3").sum() > (before == "b3").sum()
+    assert (others == "b4").sum() < (before == "b4").sum()
 
 
 class TestPins:
