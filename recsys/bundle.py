@@ -1,7 +1,8 @@
 """A bundle: a folder that is sealed when it is written and verified before anything in it is read.
 
-Owns the manifest, the seal and the swap of one folder. Does not own what the files mean, which bundle is the
-current one, or who may write: the caller keeps two writers off one target. It finds damage, not forgery.
+Owns the manifest, the seal and the swap of one folder, and how a single file is sealed and replaced. Does not own what
+the files mean, which bundle is the current one (`recsys/rebuild/store.py`), or who may write: the caller keeps two
+writers off one target. It finds damage, not forgery.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -34,6 +35,7 @@ LIBRARIES = (
     "polars",
     "numpy",
 )
+MAX_FILES = 100_000
 REMEDY = "restore the bundle from a copy or build it again"
 
 
@@ -85,7 +87,7 @@ def write_bundle(folder: Path, write: Callable[[Path], dict[str, object]]) -> No
     try:
         staging.mkdir()
         metadata = write(staging)
-        _seal(staging, metadata)
+        seal_bundle(staging, metadata)
         refuse_foreign(folder)
         _swap(staging, folder)
     except BaseException:
@@ -113,6 +115,94 @@ def open_bundle(folder: Path) -> Manifest:
     return manifest
 
 
+def seal_bundle(folder: Path, metadata: dict[str, Any]) -> Manifest:
+    """Write the manifest of a folder in which everything else is written, and flush all of it to disk, that last.
+
+    Args:
+        folder: Holds regular files and folders, no ``MANIFEST.json``.
+        metadata: For the manifest (JSON values).
+
+    Raises:
+        PublishRefused: There is something that cannot be sealed.
+        OSError: A file cannot be read or written.
+    """
+    files = {path.relative_to(folder).as_posix(): _seal_file(folder, path) for path in _entries(folder)}
+    if MANIFEST in files:
+        raise PublishRefused(f"{MANIFEST} is written by the seal; name the file of the bundle otherwise.")
+    if fault := _collection_fault(files):
+        raise PublishRefused(f"{folder} {fault}; a bundle must fit on every file system.")
+    files = {name: files[name] for name in sorted(files)}
+    manifest = Manifest(format=FORMAT, metadata=metadata, versions=library_versions(), files=files)
+    (folder / MANIFEST).write_bytes(sealed_bytes(asdict(manifest)))
+    sync(folder / MANIFEST)
+    for root, _, _ in os.walk(folder, topdown=False):
+        sync(Path(root))
+    return manifest
+
+
+def parse_manifest(raw: bytes, folder: Path | str) -> Manifest:
+    """Check a manifest's bytes against their own seal, and that every name is one in the bundle.
+
+    Args:
+        raw: Content of ``MANIFEST.json``.
+        folder: The bundle's place, for the messages.
+
+    Raises:
+        BundleIncompatible: The manifest is of another format.
+        BundleCorrupt: It is damaged, or says something that a manifest cannot say.
+    """
+    damaged = f"{folder}/{MANIFEST} is damaged; {REMEDY}."
+    try:
+        found = json.loads(raw)["format"]
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise BundleCorrupt(damaged) from error
+    if found != FORMAT:
+        raise BundleIncompatible(
+            f"{folder} has format {found!r}, this version reads {FORMAT!r}; "
+            "use the version of recsys-twostage that wrote it, or build the bundle again."
+        )
+    try:
+        body = unsealed(raw)
+    except ValueError as error:
+        raise BundleCorrupt(damaged) from error
+    return _manifest(folder, body)
+
+
+def sealed_bytes(body: dict[str, Any]) -> bytes:
+    """JSON in one rendering for one content, closed by the sha256 of all that stands before."""
+    content = json.dumps(body, indent=1, allow_nan=False)
+    seal = hashlib.sha256(content.encode()).hexdigest()
+    return (json.dumps({**body, "seal": seal}, indent=1, allow_nan=False) + "\n").encode()
+
+
+def unsealed(raw: bytes) -> dict[str, Any]:
+    """What `sealed_bytes` was given; ValueError where a single bit differs from what it returned."""
+    try:
+        body = json.loads(raw)
+        body.pop("seal")
+        whole = raw == sealed_bytes(body)
+    except (RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError("not a sealed object") from error
+    if not whole:
+        raise ValueError("the seal does not fit the content")
+    return dict(body)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put a file in its place whole and durably; a reader meets the old content or the new. One writer at a time."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        with beside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
 def refuse_foreign(folder: Path) -> None:
     """Check a target before long work: it must be absent, an empty folder or an older bundle.
 
@@ -136,23 +226,6 @@ def _beside(folder: Path, role: str) -> Path:
     return folder.with_name(f".{folder.name}.{role}-{secrets.token_hex(4)}")
 
 
-def _seal(staging: Path, metadata: dict[str, object]) -> None:
-    """Flush every file and folder to disk; the manifest last."""
-    files = {path.relative_to(staging).as_posix(): _seal_file(staging, path) for path in _entries(staging)}
-    if MANIFEST in files:
-        raise PublishRefused(f"{MANIFEST} is written by the seal; name the file of the bundle otherwise.")
-    body = {
-        "format": FORMAT,
-        "metadata": metadata,
-        "versions": library_versions(),
-        "files": {name: asdict(files[name]) for name in sorted(files)},
-    }
-    (staging / MANIFEST).write_bytes(_render(body))
-    _sync(staging / MANIFEST)
-    for root, _, _ in os.walk(staging, topdown=False):
-        _sync(Path(root))
-
-
 def _swap(staging: Path, folder: Path) -> None:
     aside = _beside(folder, "replaced")
     try:
@@ -163,7 +236,7 @@ def _swap(staging: Path, folder: Path) -> None:
         if aside.exists() and not folder.exists():
             aside.rename(folder)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
     # The new bundle is in place: an old one that cannot be removed costs space and is no reason to fail.
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -178,8 +251,8 @@ def _entries(folder: Path) -> Iterator[Path]:
 def _seal_file(staging: Path, path: Path) -> FileSeal:
     if not _is_regular(path):
         raise PublishRefused(f"{path.relative_to(staging)} is not a regular file; a bundle holds nothing else.")
-    _sync(path)
-    return FileSeal(bytes=path.stat().st_size, sha256=_sha256(path))
+    sync(path)
+    return FileSeal(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def _fault(path: Path | None, sealed: FileSeal | None) -> str | None:
@@ -194,7 +267,7 @@ def _fault(path: Path | None, sealed: FileSeal | None) -> str | None:
         size = path.stat().st_size
         if size != sealed.bytes:
             return f"has {size:,} bytes, the manifest says {sealed.bytes:,}"
-        return None if _sha256(path) == sealed.sha256 else "has another sha256 than the manifest says"
+        return None if sha256_of(path) == sealed.sha256 else "has another sha256 than the manifest says"
     except OSError as error:
         return f"cannot be read ({error})"
 
@@ -212,44 +285,41 @@ def _require_manifest(folder: Path) -> None:
 def _parse(folder: Path) -> Manifest:
     """Read the manifest and check it against its own seal."""
     path = folder / MANIFEST
-    damaged = f"{path} is damaged; {REMEDY}."
     if not _is_regular(path):
         raise BundleCorrupt(f"{path} is not a regular file; {REMEDY}.")
     try:
         raw = path.read_bytes()
-        body = json.loads(raw)
-        found = body["format"]
-    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
-        raise BundleCorrupt(damaged) from error
-    if found != FORMAT:
-        raise BundleIncompatible(
-            f"{folder} has format {found!r}, this version reads {FORMAT!r}; "
-            "use the version of recsys-twostage that wrote it, or build the bundle again."
-        )
-    body.pop("seal", None)
-    if raw != _render(body):
-        raise BundleCorrupt(damaged)
-    return _manifest(folder, body)
+    except OSError as error:
+        raise BundleCorrupt(f"{path} cannot be read ({error}); {REMEDY}.") from error
+    return parse_manifest(raw, folder)
 
 
-def _manifest(folder: Path, body: dict[str, Any]) -> Manifest:
+def _manifest(folder: Path | str, body: dict[str, Any]) -> Manifest:
+    place = f"{folder}/{MANIFEST}"
     try:
         files = {name: FileSeal(**entry) for name, entry in body.pop("files").items()}
         manifest = Manifest(files=files, **body)
     except (LookupError, TypeError, AttributeError) as error:
-        raise BundleCorrupt(f"{folder / MANIFEST} lacks an entry or has an unknown one; {REMEDY}.") from error
+        raise BundleCorrupt(f"{place} lacks an entry or has an unknown one; {REMEDY}.") from error
     for name in files:
         parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in name or str(parts) != name:
-            raise BundleCorrupt(f"{folder / MANIFEST} names {name!r}, not a path in the bundle; {REMEDY}.")
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or str(parts) != name:
+            raise BundleCorrupt(f"{place} names {name!r}, not a path in the bundle; {REMEDY}.")
+    if fault := _collection_fault(files):
+        raise BundleCorrupt(f"{place} {fault}; {REMEDY}.")
     return manifest
 
 
-def _render(body: dict[str, Any]) -> bytes:
-    """The manifest's bytes: one rendering for one content, closed by the sha256 of all that stands before."""
-    content = json.dumps(body, indent=1, allow_nan=False)
-    seal = hashlib.sha256(content.encode()).hexdigest()
-    return (json.dumps({**body, "seal": seal}, indent=1, allow_nan=False) + "\n").encode()
+def _collection_fault(names: Collection[str]) -> str | None:
+    """What keeps these names from lying in one folder anywhere, or None."""
+    if len(names) > MAX_FILES:
+        return f"has {len(names):,} files, at most {MAX_FILES:,} can be"
+    folded: dict[str, str] = {}
+    for name in sorted(names):
+        twin = folded.setdefault(name.casefold(), name)
+        if twin != name:
+            return f"has {twin!r} and {name!r}, which differ in case alone"
+    return None
 
 
 def library_versions() -> dict[str, str]:
@@ -267,12 +337,14 @@ def _is_regular(path: Path) -> bool:
     return stat.S_ISREG(path.lstat().st_mode)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, 64 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

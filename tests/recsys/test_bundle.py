@@ -187,7 +187,7 @@ class TestDamage:
         def broken(path: Path) -> str:
             raise OSError(5, "Input/output error")
 
-        monkeypatch.setattr(bundle, "_sha256", broken)
+        monkeypatch.setattr(bundle, "sha256_of", broken)
         with pytest.raises(BundleCorrupt, match=r"a\.txt cannot be read \(.*Input/output error"):
             open_bundle(sealed)
 
@@ -243,7 +243,7 @@ class TestFailure:
     """Whatever goes wrong, the old bundle stays and nothing lies beside it."""
 
     @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1), OSError(28, "full")])
-    @pytest.mark.parametrize("step", ["write", "_render", "_swap", "_sync"])
+    @pytest.mark.parametrize("step", ["write", "sealed_bytes", "_swap", "sync"])
     def test_exception(self, sealed: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: str) -> None:
         def fail(*_: object) -> Any:
             raise error
@@ -291,7 +291,7 @@ class TestFailure:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         steps: list[str] = []
-        sync, rename = bundle._sync, Path.rename
+        sync, rename = bundle.sync, Path.rename
 
         def record_sync(path: Path) -> None:
             steps.append(path.name)
@@ -301,7 +301,7 @@ class TestFailure:
             steps.append("rename")
             return rename(path, target)
 
-        monkeypatch.setattr(bundle, "_sync", record_sync)
+        monkeypatch.setattr(bundle, "sync", record_sync)
         monkeypatch.setattr(Path, "rename", record_rename)
         write_bundle(tmp_path / "parent" / "b", fill)
         manifest = steps.index("MANIFEST.json")
@@ -374,7 +374,7 @@ WRITER = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("step", ["write", "_sha256", "_render", "_swap"])
+@pytest.mark.parametrize("step", ["write", "sha256_of", "sealed_bytes", "_swap"])
 def test_killed_writer_leaves_the_old_bundle(sealed: Path, step: str) -> None:
     before = tree(sealed)
     command = [sys.executable, "-c", WRITER, str(sealed), step]
