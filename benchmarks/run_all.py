@@ -36,7 +36,7 @@ def main() -> None:
             options = [str(folder / name) if option == name else option for option in options]
         command = [str(Path(sys.executable).parent / "recsys-bench"), "run", *options]
         print(f"== {name}", flush=True)
-        subprocess.run([*command, "--out", str(RESULTS / f"{name}.json")], check=True)
+        subprocess.run([*command, "--out", str(RESULTS / name)], check=True)
     for name, options in RETRIEVAL.items():
         data = folder / name.removesuffix("-cold")
         if data.is_dir():

@@ -9,8 +9,7 @@ import logging
 import polars as pl
 
 from indexing.contrastive import ContrastiveConfig
-from recsys.bench import Prepared, ask_baselines, ask_ours, fit_ours, prepare, report
-from recsys.bench_result import render
+from recsys.bench import Prepared, ask_baselines, ask_ours, fit_ours, prepare, render, report
 from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset, load_dataset
 

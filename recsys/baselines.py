@@ -27,7 +27,7 @@ _ITEM_BLOCK = 128  # items whose co-occurrences with all others are held at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Log:
+class Log:
     """What is known at a moment, by row number.
 
     Attributes:
@@ -46,6 +46,7 @@ class _Log:
 
     @classmethod
     def build(cls, interactions: pl.DataFrame, items: pl.DataFrame, as_of: datetime) -> Self:
+        """From the canonical tables, of what lies before `as_of`."""
         items = items.select("item_id", "available").sort("item_id").with_row_index("item_row")
         known = interactions.filter(pl.col("timestamp") < as_of).join(items, on="item_id")
         users = known.select("user_id").unique().sort("user_id").with_row_index("user_row")
@@ -75,10 +76,10 @@ class _Log:
         return asked["row"].cast(pl.Int32).fill_null(-1).to_numpy()
 
 
-class _Baseline(ABC):
+class Baseline(ABC):
     """`fit` and `recommend` around general scores, and the scores that a user has for himself."""
 
-    _log: _Log | None = None
+    _log: Log | None = None
 
     def fit(self, interactions: pl.DataFrame, items: pl.DataFrame, *, as_of: datetime) -> Self:
         """Learn from the rows before `as_of`.
@@ -88,7 +89,7 @@ class _Baseline(ABC):
             items: Canonical items; `item_id` and `available` are read.
             as_of: Exclusive upper bound in UTC.
         """
-        log = _Log.build(interactions, items, as_of)
+        log = Log.build(interactions, items, as_of)
         self._seen = log.pairs(log.events)
         self._general = self._learn(log, popularity=_column_sums(self._seen))
         self._log = log
@@ -125,7 +126,7 @@ class _Baseline(ABC):
         return _frame(asked, self._log.item_ids, lists)
 
     def _block(
-        self, log: _Log, rows: RowArray, k: int, filter_seen: bool
+        self, log: Log, rows: RowArray, k: int, filter_seen: bool
     ) -> list[tuple[npt.NDArray[np.intp], FloatArray]]:
         """The (item rows, scores) of each list."""
         scores = np.tile(self._general, (len(rows), 1))  # (users of the block, n_items)
@@ -139,7 +140,7 @@ class _Baseline(ABC):
         return [_best_allowed(user_scores, k) for user_scores in scores]
 
     @abstractmethod
-    def _learn(self, log: _Log, popularity: FloatArray) -> FloatArray:
+    def _learn(self, log: Log, popularity: FloatArray) -> FloatArray:
         """Learn own scores, if any; the general scores (n_items,), for users and items without them."""
 
     def _own(self, rows: RowArray) -> Any:
@@ -147,14 +148,14 @@ class _Baseline(ABC):
         return sparse.csr_array((len(rows), len(self._general)))
 
 
-class Popular(_Baseline):
+class Popular(Baseline):
     """Score: the number of distinct users of an item."""
 
-    def _learn(self, log: _Log, popularity: FloatArray) -> FloatArray:
+    def _learn(self, log: Log, popularity: FloatArray) -> FloatArray:
         return popularity
 
 
-class RecentPopular(_Baseline):
+class RecentPopular(Baseline):
     """Score: the number of distinct users of an item in the last `days` before `as_of`.
 
     Items without any in that time follow by all-time popularity, with scores below 0.
@@ -167,15 +168,15 @@ class RecentPopular(_Baseline):
     """
 
     def __init__(self, days: float = 30) -> None:
-        self._days = _positive("days", days)
+        self._days = positive("days", days)
 
-    def _learn(self, log: _Log, popularity: FloatArray) -> FloatArray:
+    def _learn(self, log: Log, popularity: FloatArray) -> FloatArray:
         recent = log.events.filter(pl.col("timestamp") >= log.as_of - timedelta(days=self._days))
         n_users = _column_sums(log.pairs(recent))
-        return np.where(n_users > 0, n_users, _below_zero(popularity))
+        return np.where(n_users > 0, n_users, below_zero(popularity))
 
 
-class ItemKNN(_Baseline):
+class ItemKNN(Baseline):
     """Score: the sum, over the items of the user's history, of their cosine to the item.
 
     The cosine of two items is that of their columns in the binary user-item matrix; each item of the history
@@ -195,15 +196,15 @@ class ItemKNN(_Baseline):
             raise InvalidConfig(f"n_neighbours is {n_neighbours}; it must be at least 1")
         self._n_neighbours = n_neighbours
 
-    def _learn(self, log: _Log, popularity: FloatArray) -> FloatArray:
+    def _learn(self, log: Log, popularity: FloatArray) -> FloatArray:
         self._neighbours = _cosine_neighbours(self._seen, log.available, self._n_neighbours)
-        return _below_zero(popularity)
+        return below_zero(popularity)
 
     def _own(self, rows: RowArray) -> Any:
         return self._seen[rows] @ self._neighbours
 
 
-class BuyAgain(_Baseline):
+class BuyAgain(Baseline):
     """Score: the sum, over the user's own events with the item, of 0.5 ** (age / half life).
 
     Items the user never had follow by popularity, with scores below 0; where seen items are left out, only
@@ -217,13 +218,13 @@ class BuyAgain(_Baseline):
     """
 
     def __init__(self, half_life_days: float = 30) -> None:
-        self._half_life = _positive("half_life_days", half_life_days)
+        self._half_life = positive("half_life_days", half_life_days)
 
-    def _learn(self, log: _Log, popularity: FloatArray) -> FloatArray:
+    def _learn(self, log: Log, popularity: FloatArray) -> FloatArray:
         age = pl.lit(log.as_of).cast(pl.Datetime("us", "UTC")) - pl.col("timestamp")
         age_days = log.events.select(age.dt.total_microseconds() / 86_400e6).to_series().to_numpy()
         self._again = log.matrix(log.events, 0.5 ** (age_days / self._half_life))
-        return _below_zero(popularity)
+        return below_zero(popularity)
 
     def _own(self, rows: RowArray) -> Any:
         return self._again[rows]
@@ -291,12 +292,13 @@ def _column_sums(matrix: Any) -> FloatArray:
     return np.asarray(matrix.sum(axis=0), dtype=np.float64).ravel()
 
 
-def _below_zero(popularity: FloatArray) -> FloatArray:
+def below_zero(popularity: FloatArray) -> FloatArray:
     """The same order in [-1, 0), below every own score."""
     return np.asarray(popularity / (popularity.max(initial=0) + 1) - 1, dtype=np.float64)
 
 
-def _positive(name: str, value: float) -> float:
+def positive(name: str, value: float) -> float:
+    """The value, or InvalidConfig where it is not above 0."""
     if not value > 0:
         raise InvalidConfig(f"{name} is {value}; it must be above 0")
     return value

@@ -1,4 +1,4 @@
-"""The commands `recsys` and `recsys-bench`.
+"""The command `recsys`, and what all commands share; `recsys-bench` is `recsys/bench/cli.py`.
 
 Owns arguments, exit codes, and what goes to stdout (results) and stderr (progress, notes, errors). Whatever is heavy is
 imported by the command that needs it, so that `--help` answers at once.
@@ -57,12 +57,7 @@ FILTER_SEEN: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`recsys`: fit, recommend, doctor. Returns the exit code; wrong usage raises SystemExit(2)."""
-    return _run(_recsys_parser().parse_args(argv))
-
-
-def bench_main(argv: Sequence[str] | None = None) -> int:
-    """`recsys-bench`: run. Returns the exit code; wrong usage raises SystemExit(2)."""
-    return _run(_bench_parser().parse_args(argv))
+    return run(_recsys_parser().parse_args(argv))
 
 
 def exit_code(error: RecsysError | OSError) -> int:
@@ -72,7 +67,8 @@ def exit_code(error: RecsysError | OSError) -> int:
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run the chosen command: its exit code, whatever happens."""
     # Idle OpenMP threads otherwise spin, 10 to 30 times slower where other programs use the cores. It must stand before
     # torch, FAISS or LightGBM is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -120,7 +116,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", metavar="PATH", help="the catalogue")
     parser.add_argument("--users", metavar="PATH", help="further columns about users")
     parser.add_argument("--data", metavar="NAME|FOLDER", help="a data set instead of the tables")
-    _add_config(parser)
+    add_config(parser)
     parser.add_argument("--out", metavar="FOLDER", required=True, help="where the model goes; an older one is replaced")
     parser.add_argument("--device", help='"auto", "cpu", "cuda" or "cuda:N"')
     parser.set_defaults(command=_fit)
@@ -142,30 +138,15 @@ def _add_recommend(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_recommend)
 
 
-def _bench_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="recsys-bench", description="Offline evaluation.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="compare the recommender with simple ones on one data set")
-    run.add_argument("--data", metavar="NAME|FOLDER", required=True, help="complete-journey, synthetic, or a folder")
-    run.add_argument("--split", choices=("time", "leave-last-out"), default="time", help="how test is cut off (time)")
-    run.add_argument("--test-share", type=float, default=0.1, help="of the interactions, for --split time (0.1)")
-    run.add_argument("--min-items", type=int, default=5, help="of a test user, for --split leave-last-out (5)")
-    _add_config(run)
-    run.add_argument("--ignore-columns", metavar="A,B", help="item columns that must not become features")
-    run.add_argument("--out", metavar="FILE.json", help="also write the results as JSON")
-    run.add_argument("--json", action="store_true", help="JSON on stdout instead of tables")
-    run.set_defaults(command=_bench)
-    return parser
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The options that every fit has."""
     parser.add_argument("--config", metavar="FILE.toml", help="settings; what it does not name keeps its default")
     parser.add_argument("--seed", type=int, help="of everything random")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    config = _config(arguments)
+    config = config_of(arguments)
     data = _dataset(arguments)
     from recsys.bundle import refuse_foreign
     from recsys.recommender import Recommender
@@ -222,28 +203,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 69 if any(check.fatal for check in checks) else 0
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    out = None if arguments.out is None else _target(arguments.out, (".json",))
-    config = _config(arguments)
-    from recsys.bench import run_bench
-    from recsys.bench_result import render
-    from recsys.datasets import load_dataset
-
-    result = run_bench(
-        load_dataset(arguments.data),
-        config,
-        split=arguments.split,
-        test_share=arguments.test_share,
-        min_items=arguments.min_items,
-        progress=config.progress,
-    )
-    as_json = json.dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if out is not None:
-        _write(out, lambda path: path.write_text(as_json, encoding="utf-8"))
-    print(as_json if arguments.json else render(result), end="")
-    return 0
-
-
 def _dataset(arguments: argparse.Namespace) -> Dataset:
     """The named data set, or the tables that were given one by one."""
     from recsys.datasets import Dataset, load_dataset
@@ -260,12 +219,13 @@ def _dataset(arguments: argparse.Namespace) -> Dataset:
     return Dataset(name=tables["interactions"], **read)
 
 
-def _config(arguments: argparse.Namespace) -> RecommenderConfig:
-    """The file's settings with those of the command line on top; the encoder is known to be there."""
+def config_of(arguments: argparse.Namespace, config: RecommenderConfig | None = None) -> RecommenderConfig:
+    """The file's settings, or those given, with those of the command line on top; the encoder is known to be there."""
     from indexing.encoder import resolve_encoder
     from recsys.config import RecommenderConfig, read_config
 
-    config = RecommenderConfig() if arguments.config is None else read_config(arguments.config)
+    if config is None:
+        config = RecommenderConfig() if arguments.config is None else read_config(arguments.config)
     given: dict[str, Any] = {"progress": not arguments.quiet}
     for name in ("seed", "device"):
         if getattr(arguments, name, None) is not None:

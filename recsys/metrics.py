@@ -18,7 +18,7 @@ from recsys.errors import InvalidConfig, InvalidData
 
 FloatArray = npt.NDArray[np.float64]
 
-_BLOCK = 1 << 22  # bootstrap draws held at once: 32 MiB of indices
+_BLOCK = 1 << 22  # bootstrap counts held at once: 32 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def hit_matrix(recommended: pl.DataFrame, truth: pl.DataFrame, k: int) -> Hits:
     """
     pairs = truth.select("user_id", "item_id").unique()
     users = pairs.group_by("user_id").agg(n_relevant=pl.len()).sort("user_id").with_row_index("row")
-    lists = _first_k(recommended.join(users.select("user_id"), on="user_id", how="semi"), k)
+    lists = first_k(recommended.join(users.select("user_id"), on="user_id", how="semi"), k)
     found = lists.join(pairs, on=["user_id", "item_id"], how="semi").join(users, on="user_id")
     hits = np.zeros((users.height, k), dtype=np.bool_)
     hits[found["row"].to_numpy(), found["place"].to_numpy()] = True
@@ -120,7 +120,7 @@ def coverage(recommended: pl.DataFrame, n_items: int, k: int) -> float:
     Raises:
         InvalidConfig: `k` is below 1, or `n_items` is below 1 or below the number of recommended items.
     """
-    n_recommended = _first_k(recommended, k)["item_id"].n_unique()
+    n_recommended = first_k(recommended, k)["item_id"].n_unique()
     if n_items < max(1, n_recommended):
         raise InvalidConfig(
             f"n_items is {n_items}, but {n_recommended} distinct items are recommended; "
@@ -154,14 +154,55 @@ def bootstrap_interval(
     if not 0 < level < 1:
         raise InvalidConfig(f"level is {level}; it must lie strictly between 0 and 1")
     _check_values(values)
-    rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK // values.size)
-    means = [
-        values[rng.integers(values.size, size=(min(block, n_samples - start), values.size))].mean(axis=1)
-        for start in range(0, n_samples, block)
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    means = bootstrap_means(values[:, None], n_samples=n_samples, seed=seed)[:, 0]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def bootstrap_means(
+    values: FloatArray, *, n_samples: int = 1000, seed: int, owners: npt.NDArray[np.int64] | None = None
+) -> FloatArray:
+    """Means of many columns over the same resampled users: every column, and every difference of columns, is paired.
+
+    How often each user is drawn is one row of a matrix of counts, and all means are one matrix product, block by block.
+    Source: Efron and Tibshirani 1993, section 6.2, the resampling vector.
+
+    Args:
+        values: (n, n_columns), one row a user; NaN where a column says nothing about a user, who is then not in its
+            mean.
+        n_samples: resamples, at least 1.
+        seed: same seed, same draws, whatever the columns.
+        owners: int64 (n,), which user each row is of, from 0, where users have several (rolling cuts): users are
+            drawn with all their rows.
+
+    Returns:
+        (n_samples, n_columns); NaN where no row of a resample has a value.
+    """
+    known = ~np.isnan(values)
+    everybody = bool(known.all()) and owners is None
+    summed = values if everybody else np.where(known, values, 0.0)
+    if owners is not None:
+        summed, known = _by_owner(summed, owners), _by_owner(known.astype(np.float64), owners)
+    n = len(summed)
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK // max(1, n))
+    means = np.empty((n_samples, values.shape[1]))
+    for start in range(0, n_samples, block):
+        stop = min(start + block, n_samples)
+        drawn = np.empty((stop - start, n))
+        for row in drawn:
+            row[:] = np.bincount(rng.integers(n, size=n), minlength=n)
+        totals = n if everybody else drawn @ known
+        with np.errstate(invalid="ignore"):
+            means[start:stop] = drawn @ summed / totals
+    return means
+
+
+def _by_owner(values: FloatArray, owners: npt.NDArray[np.int64]) -> FloatArray:
+    """Sums of the rows of each owner, (n_owners, n_columns)."""
+    order = np.argsort(owners, kind="stable")
+    starts = np.flatnonzero(np.diff(owners[order], prepend=-1))
+    return np.asarray(np.add.reduceat(values[order], starts, axis=0), dtype=np.float64)
 
 
 def paired_bootstrap(
@@ -197,8 +238,8 @@ def paired_bootstrap(
     return float(difference.mean()), low, high
 
 
-def _first_k(recommended: pl.DataFrame, k: int) -> pl.DataFrame:
-    """`user_id`, `item_id`, `place` (from 0) of each user's first k distinct items."""
+def first_k(recommended: pl.DataFrame, k: int) -> pl.DataFrame:
+    """`user_id`, `item_id`, `place` (from 0) of each user's first k distinct items, by user and place."""
     if k < 1:
         raise InvalidConfig(f"k is {k}; it must be at least 1")
     return (

@@ -21,7 +21,7 @@ import polars as pl
 
 from recsys.errors import InvalidConfig, InvalidData
 
-SplitKind = Literal["time", "leave-last-out"]
+SplitKind = Literal["time", "rolling", "leave-last-out", "random"]
 WindowKind = Literal["time", "last"]
 
 _TICK = timedelta(seconds=1)
@@ -33,11 +33,11 @@ class Split:
     """One train/test cut of an interactions table.
 
     Attributes:
-        kind: "time" or "leave-last-out".
+        kind: "time", "rolling", "leave-last-out" or "random".
         train: Canonical interactions to fit on.
         test: Canonical interactions to predict; may hold users and items that `train` does not know.
         as_of: Exclusive upper bound in UTC of what may be known when fitting: the cut of a time split, one
-            second after the last row of `train` for leave-last-out.
+            second after the last row of `train` for the others.
         notes: Sentences that belong beside every number measured on this split.
     """
 
@@ -54,9 +54,16 @@ class Split:
         Two runs that print the same hash were measured on the same pairs. Each pair is hashed as one line
         of JSON, so the integer 1 and the string "1" differ.
         """
-        pairs = self.test.select("user_id", "item_id").unique().sort("user_id", "item_id")
-        lines = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs.iter_rows())
-        return hashlib.sha256(lines.encode()).hexdigest()[:16]
+        return hash_of(self.test)
+
+
+def hash_of(*tests: pl.DataFrame) -> str:
+    """The test hash of several cuts together; of one it is that of `Split.test_hash`."""
+    digest = hashlib.sha256()
+    for test in tests:
+        pairs = test.select("user_id", "item_id").unique().sort("user_id", "item_id")
+        digest.update("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs.iter_rows()).encode())
+    return digest.hexdigest()[:16]
 
 
 def time_split(interactions: pl.DataFrame, *, test_share: float = 0.1) -> Split:
@@ -74,8 +81,7 @@ def time_split(interactions: pl.DataFrame, *, test_share: float = 0.1) -> Split:
         InvalidConfig: `test_share` is out of range.
         InvalidData: `interactions` has no rows.
     """
-    if not 0 < test_share < 1:
-        raise InvalidConfig(f"test_share is {test_share}; it must lie strictly between 0 and 1")
+    _check_share(test_share)
     rows = _ordered(interactions)
     cut_row = _cut_row(rows["timestamp"], rows.height * (1 - test_share))
     train, test = rows[:cut_row], rows[cut_row:]
@@ -122,6 +128,61 @@ def leave_last_out(interactions: pl.DataFrame, *, min_items: int = 5, repeats: b
     return Split(kind="leave-last-out", train=train, test=test, as_of=end_of(train), notes=notes)
 
 
+def rolling_splits(interactions: pl.DataFrame, *, test_share: float = 0.1, n_cuts: int = 3) -> tuple[Split, ...]:
+    """Several global cuts, oldest first: each test lasts until the next cut, the last one until the end.
+
+    Every test holds about `test_share` / `n_cuts` of all rows. Cuts that equal timestamps make the same are one.
+
+    Args:
+        interactions: Canonical interactions, at least one row.
+        test_share: Share of rows in all tests together, in (0, 1).
+        n_cuts: Cuts, at least 1.
+
+    Raises:
+        InvalidConfig: `test_share` or `n_cuts` is out of range.
+        InvalidData: `interactions` has no rows.
+    """
+    if n_cuts < 1:
+        raise InvalidConfig(f"n_cuts is {n_cuts}; it must be at least 1")
+    _check_share(test_share)
+    rows = _ordered(interactions)
+    targets = [rows.height * (1 - test_share * (n_cuts - place) / n_cuts) for place in range(n_cuts)]
+    starts = sorted({_cut_row(rows["timestamp"], target) for target in targets})
+    ends = [*starts[1:], rows.height]
+    notes = (
+        f"Rolling: {len(starts)} global cuts; every test lasts until the next cut, and each system is fitted anew.",
+    )
+    return tuple(
+        Split(kind="rolling", train=rows[:start], test=rows[start:end], as_of=_start(rows, start), notes=notes)
+        for start, end in zip(starts, ends, strict=True)
+    )
+
+
+def random_split(interactions: pl.DataFrame, *, test_share: float = 0.1, seed: int = 0) -> Split:
+    """Rows drawn at random are the test. It leaks the future of every user, and says so.
+
+    Args:
+        interactions: Canonical interactions, at least one row.
+        test_share: Share of rows to test on, in (0, 1); at least one row stays in train.
+        seed: Of the draw.
+
+    Raises:
+        InvalidConfig: `test_share` is out of range.
+        InvalidData: `interactions` has no rows.
+    """
+    _check_share(test_share)
+    rows = _ordered(interactions)
+    n_test = min(round(rows.height * test_share), rows.height - 1)
+    drawn = np.zeros(rows.height, dtype=np.bool_)
+    drawn[np.random.default_rng(seed).permutation(rows.height)[: max(n_test, 0)]] = True
+    train, test = rows.filter(~drawn), rows.filter(drawn)
+    notes = (
+        "WARNING: a random split leaks the future: train holds what every user did after his test rows. Real systems "
+        "do worse than these numbers, and their order may differ. Use the time split to decide anything.",
+    )
+    return Split(kind="random", train=train, test=test, as_of=end_of(train), notes=notes)
+
+
 def split(
     interactions: pl.DataFrame,
     kind: SplitKind,
@@ -130,7 +191,26 @@ def split(
     min_items: int = 5,
     repeats: bool = False,
 ) -> Split:
-    """Split by name: `time_split` with `test_share`, or `leave_last_out` with `min_items` and `repeats`.
+    """One cut by name: `time_split`, or `leave_last_out` with `min_items` and `repeats`; see also `split_all`.
+
+    Raises:
+        InvalidConfig: `kind` is unknown or has several cuts, or the chosen split refuses its arguments.
+        InvalidData: `interactions` has no rows.
+    """
+    return split_all(interactions, kind, test_share=test_share, min_items=min_items, repeats=repeats, n_cuts=1)[0]
+
+
+def split_all(
+    interactions: pl.DataFrame,
+    kind: SplitKind,
+    *,
+    test_share: float = 0.1,
+    min_items: int = 5,
+    repeats: bool = False,
+    n_cuts: int = 3,
+    seed: int = 0,
+) -> tuple[Split, ...]:
+    """All cuts of a split by name; every kind but "rolling" has one.
 
     Raises:
         InvalidConfig: `kind` is unknown, or the chosen split refuses its arguments.
@@ -138,10 +218,14 @@ def split(
     """
     match kind:
         case "time":
-            return time_split(interactions, test_share=test_share)
+            return (time_split(interactions, test_share=test_share),)
+        case "rolling":
+            return rolling_splits(interactions, test_share=test_share, n_cuts=n_cuts)
         case "leave-last-out":
-            return leave_last_out(interactions, min_items=min_items, repeats=repeats)
-    raise InvalidConfig(f'split kind is {kind!r}; it must be "time" or "leave-last-out"')
+            return (leave_last_out(interactions, min_items=min_items, repeats=repeats),)
+        case "random":
+            return (random_split(interactions, test_share=test_share, seed=seed),)
+    raise InvalidConfig(f'split kind is {kind!r}; it must be "time", "rolling", "leave-last-out" or "random"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +347,11 @@ def end_of(interactions: pl.DataFrame) -> datetime:
     if interactions.is_empty():
         raise InvalidData(table="interactions", rule="must not be empty", remedy="Pass at least 1 row")
     return cast(datetime, interactions["timestamp"].max()) + _TICK
+
+
+def _check_share(test_share: float) -> None:
+    if not 0 < test_share < 1:
+        raise InvalidConfig(f"test_share is {test_share}; it must lie strictly between 0 and 1")
 
 
 def _time_windows(rows: pl.DataFrame, label_share: float) -> Windows:

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from recsys import cli
-from recsys.cli import _ids, bench_main, exit_code, main
+from recsys.cli import _ids, exit_code, main
 from recsys.errors import (
     BundleCorrupt,
     BundleIncompatible,
@@ -226,34 +226,6 @@ class TestIds:
             _ids(str(path), self.STRINGS)
 
 
-class TestBench:
-    def test_tables_on_stdout_and_json_in_the_file(self, folder, tmp_path, capfd):
-        arguments = ["run", "--data", str(folder), "--config", str(folder / "config.toml"), "--quiet"]
-        out = tmp_path / "results.json"
-        assert bench_main([*arguments, "--out", str(out), "--ignore-columns", "price,created_at", "--seed", "1"]) == 0
-        printed, err = capfd.readouterr()
-        assert "new items only: " in printed
-        assert "two-stage: retrieval" in printed
-        assert "%|" not in err
-        result = json.loads(out.read_text())
-        assert result["config"]["ignore_columns"] == ["price", "created_at"]
-        assert (result["seed"], result["split"]) == (1, "time")
-        assert result["test_hash"] in printed
-
-    def test_json_is_all_there_is_on_stdout(self, folder, capfd):
-        arguments = ["run", "--data", str(folder), "--config", str(folder / "config.toml"), "--json"]
-        assert bench_main([*arguments, "--split", "leave-last-out", "--min-items", "3"]) == 0
-        printed, err = capfd.readouterr()
-        result = json.loads(printed)
-        assert result["split"] == "leave-last-out"
-        assert result["tables"][0]["n_users"] == 60
-        assert "%|" in err
-
-    def test_a_wrong_place_for_the_results(self, tmp_path, capsys):
-        assert bench_main(["run", "--data", "synthetic", "--out", str(tmp_path / "results.txt")]) == 2
-        assert "must end in .json" in capsys.readouterr().err
-
-
 class TestExitCodes:
     @pytest.mark.parametrize(
         ("error", "code"),
@@ -339,13 +311,13 @@ class TestDoctor:
         assert any("recsys-twostage" in line for line in lines)
 
 
-@pytest.mark.parametrize("command", ["main", "bench_main"])
-def test_help_is_light(command):
+@pytest.mark.parametrize("module", ["recsys.cli", "recsys.bench.cli"])
+def test_help_is_light(module):
     code = (
         "import sys\n"
-        f"from recsys.cli import {command}\n"
+        f"from {module} import main\n"
         "try:\n"
-        f"    {command}(['--help'])\n"
+        "    main(['--help'])\n"
         "except SystemExit as stopped:\n"
         "    assert stopped.code == 0\n"
         "heavy = {'torch', 'faiss', 'lightgbm', 'sentence_transformers', 'transformers', 'polars', 'numpy'}\n"

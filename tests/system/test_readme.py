@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from recsys.cli import bench_main, main
+from recsys.bench.cli import main as bench_main
+from recsys.cli import main
 from recsys.config import config_from_dict
 
 ROOT = Path(__file__).resolve().parents[2]

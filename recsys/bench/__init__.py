@@ -1,0 +1,35 @@
+"""Offline evaluation that people can decide by: `run_bench`, its steps, and the command `recsys-bench`."""
+
+from typing import Any
+
+_HOMES = {
+    "Answers": "systems",
+    "BenchResult": "result",
+    "Cut": "protocols",
+    "Ours": "systems",
+    "Prepared": "protocols",
+    "Protocol": "protocols",
+    "ResultFolder": "result",
+    "System": "systems",
+    "ask": "systems",
+    "ask_baselines": "systems",
+    "ask_ours": "systems",
+    "compare": "compare",
+    "fit_ours": "systems",
+    "gate": "gate",
+    "prepare": "protocols",
+    "read_result": "result",
+    "render": "render",
+    "report": "measure",
+    "run_bench": "run",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    # What is heavy is imported when it is first used, so that the command's --help answers at once.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"recsys.bench.{_HOMES[name]}"), name)

@@ -1,0 +1,112 @@
+"""The whole line: data set -> cuts -> systems -> numbers -> results folder.
+
+prepared = prepare(dataset, config)
+answers, notes = ask(prepared, ["popular", "two-stage"])
+measured = measure(prepared, answers, notes=notes)
+write(measured, Path("results"))
+"""
+
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from recsys.bench.measure import N_SAMPLES, Measured, measure
+from recsys.bench.protocols import KS, Repeats, prepare
+from recsys.bench.result import FRAMES, RESULT, BenchResult, as_json
+from recsys.bench.systems import DEFAULT, Systems, ask
+from recsys.config import RecommenderConfig
+from recsys.datasets import Dataset
+from recsys.errors import InvalidConfig, PublishRefused
+from recsys.splits import SplitKind
+
+
+def run_bench(
+    dataset: Dataset,
+    config: RecommenderConfig | None = None,
+    *,
+    systems: Systems = DEFAULT,
+    split: SplitKind = "time",
+    test_share: float = 0.1,
+    min_items: int = 5,
+    n_cuts: int = 3,
+    repeats: Repeats = "auto",
+    k: int = 10,
+    ks: Sequence[int] = KS,
+    n_samples: int = N_SAMPLES,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> BenchResult:
+    """Fit the systems on each cut and measure them under each protocol.
+
+    Args:
+        dataset: the tables.
+        config: of our system.
+        systems: names (see `recsys-bench run --help`), or a mapping of names to anything with
+            `fit(interactions, items, as_of=)` and `recommend(users, k, filter_seen=)`, or to names.
+        split: see `prepare`, as are the next five.
+        test_share: share of the interactions to test on.
+        min_items: distinct items of a test user, for "leave-last-out".
+        n_cuts: for "rolling".
+        repeats: whether repeated pairs count.
+        k: main length of the lists.
+        ks: further lengths.
+        n_samples: of the bootstrap.
+        out: results folder to write; an older one is replaced.
+        progress: show bars on stderr.
+
+    Raises:
+        InvalidData: a table breaks a rule, or there is nothing to test.
+        InvalidConfig: a value is out of its range.
+        DeviceUnavailable: the configured device is not there.
+        PublishRefused: the folder holds something else.
+    """
+    if out is not None:
+        refuse_foreign(Path(out))
+    prepared = prepare(
+        dataset, config,
+        split=split, test_share=test_share, min_items=min_items, n_cuts=n_cuts, repeats=repeats, k=k, ks=ks,
+        progress=progress,
+    )  # fmt: skip
+    answers, notes = ask(prepared, systems)
+    measured = measure(prepared, answers, notes=notes, n_samples=n_samples)
+    if out is not None:
+        write(measured, Path(out))
+    return measured.result
+
+
+def write(measured: Measured, folder: Path) -> None:
+    """Write a results folder beside its place and rename it; an older one is replaced.
+
+    Raises:
+        PublishRefused: the folder holds something else.
+    """
+    refuse_foreign(folder)
+    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    beside.mkdir()
+    try:
+        for name in FRAMES:
+            measured.frames[name].write_parquet(beside / f"{name}.parquet")
+        (beside / RESULT).write_text(as_json(measured.result.to_dict()), encoding="utf-8")
+        if folder.exists():
+            older = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+            folder.rename(older)
+            beside.rename(folder)
+            shutil.rmtree(older)
+        else:
+            beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Only an empty folder or older results may be replaced, and only where there is a place for them.
+
+    Raises:
+        PublishRefused: it is a file, or holds something else.
+        InvalidConfig: the folder above does not exist.
+    """
+    if not folder.absolute().parent.is_dir():
+        raise InvalidConfig(f"--out {folder}: the folder {folder.parent} does not exist; make it first")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RESULT).is_file()):
+        raise PublishRefused(f"{folder} exists and holds no results; give another folder or remove it")

@@ -1,0 +1,280 @@
+"""Who answers: systems by name, fitted on train and asked for lists.
+
+Owns the names. A two-stage system is fitted once for all its names: "two-stage", its retrieval, its single sources.
+Anything with `fit(interactions, items, as_of=)` and `recommend(users, k, filter_seen=)` can stand beside them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import polars as pl
+from tqdm import tqdm
+
+from recsys import baselines
+from recsys.bench import learned
+from recsys.bench.protocols import COLD_USERS, DEPTH, Cut, Prepared
+from recsys.bench.protocols import Protocol as Asked
+from recsys.config import RecommenderConfig
+from recsys.errors import InvalidConfig, InvalidData, UnknownUsers
+from recsys.profiling import Usage, metered
+from recsys.recommender import Recommender
+
+TWO_STAGE = "two-stage"
+RETRIEVAL = "two-stage: retrieval"
+BI_ENCODER = "two-stage: bi-encoder"
+NO_INTEREST = "two-stage: no interest"
+NO_TEXT = "two-stage: no text"
+SOURCE = "two-stage: source:"
+BUY_AGAIN = "buy-again"
+BASELINES: dict[str, Callable[[], Any]] = {
+    "popular": baselines.Popular,
+    "recent-popular": baselines.RecentPopular,
+    "item-knn": baselines.ItemKNN,
+    BUY_AGAIN: baselines.BuyAgain,
+    "ease": learned.Ease,
+    "tfidf": learned.TfIdf,
+    "ials": learned.Ials,
+}
+DEFAULT = ("popular", "recent-popular", "item-knn", BUY_AGAIN, BI_ENCODER, RETRIEVAL, TWO_STAGE)
+LIST_COLUMNS = ("user_id", "item_id", "rank", "score")
+
+
+class System(Protocol):
+    """Anything that can be benchmarked.
+
+    `recommend` gives `user_id`, `item_id`, `rank` (from 1) and `score`; it may raise `UnknownUsers` for users without
+    history, who are then left out. Where `probabilities` is there and true, scores are probabilities and are checked
+    as such.
+    """
+
+    def fit(self, interactions: pl.DataFrame, items: pl.DataFrame, *, as_of: Any) -> Any:
+        """Learn from canonical tables; every row is before `as_of`, but for leaking splits."""
+
+    def recommend(self, users: pl.Series, k: int, *, filter_seen: bool) -> pl.DataFrame:
+        """The k best items of each user."""
+
+
+Systems = Sequence[str] | Mapping[str, str | System]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What one system answered under one protocol of one cut.
+
+    Attributes:
+        system: its name.
+        protocol: the protocol's name.
+        lists: `user_id`, `item_id`, `rank`, `score`: the first places, in final order.
+        candidates: the same columns, the first `DEPTH` before the final order; `source` for two-stage systems.
+        fit: what the fit took.
+        ask: what the lists took.
+        cut: the place of the cut.
+        staged: whether the candidates are those of a first stage of its own, and worth keeping.
+        probabilities: whether the scores say that they are probabilities.
+    """
+
+    system: str
+    protocol: str
+    lists: pl.DataFrame
+    candidates: pl.DataFrame
+    fit: Usage
+    ask: Usage
+    cut: int = 0
+    staged: bool = False
+    probabilities: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ours:
+    """Our recommender, fitted on train, and what that took."""
+
+    recommender: Recommender
+    fit: Usage
+
+
+def ask(prepared: Prepared, systems: Systems = DEFAULT) -> tuple[list[Answers], tuple[str, ...]]:
+    """Fit every system on every cut and ask it for lists under every protocol.
+
+    Returns:
+        The answers, cuts outermost, systems in the order given; and sentences of the fits.
+
+    Raises:
+        InvalidConfig: a name is unknown.
+    """
+    named = dict(systems) if isinstance(systems, Mapping) else {name: name for name in systems}
+    for name in named.values():
+        if isinstance(name, str):
+            check_name(name)
+    answers: list[Answers] = []
+    notes: list[str] = []
+    for cut in prepared.cuts:
+        # The others come first, so that their peak memory does not hold our models.
+        others = {name: system for name, system in named.items() if not _is_ours(system)}
+        found = []
+        for name, system in tqdm(others.items(), desc="baselines", disable=not prepared.config.progress):
+            answered, said = _ask_other(name, system, prepared, cut)
+            found += answered
+            notes += said
+        for variant in dict.fromkeys(variant_of(name) for name in named.values() if isinstance(name, str)):
+            if variant is not None:
+                ours = fit_ours(prepared, cut, variant=variant)
+                mine = [name for name in named.values() if isinstance(name, str) and variant_of(name) == variant]
+                found += ask_ours(prepared, ours, cut, names=mine)
+                notes += ours.recommender.notes
+        places = {name: place for place, name in enumerate(named)}
+        answers += sorted(found, key=lambda answer: places[answer.system])
+    return answers, tuple(dict.fromkeys(notes))
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no system has.
+
+    Raises:
+        InvalidConfig: it is unknown; the message lists what there is.
+    """
+    if name not in BASELINES and variant_of(name) is None:
+        known = ", ".join([*BASELINES, TWO_STAGE, RETRIEVAL, BI_ENCODER, f"{SOURCE}NAME", NO_INTEREST, NO_TEXT])
+        raise InvalidConfig(f"system {name!r} is unknown; there are: {known}")
+
+
+def variant_of(name: str) -> str | None:
+    """Which fit of ours a name belongs to: `TWO_STAGE`, `NO_INTEREST`, `NO_TEXT`; None where it is not ours."""
+    if name in (TWO_STAGE, RETRIEVAL, BI_ENCODER) or name.startswith(SOURCE):
+        return TWO_STAGE
+    return name if name in (NO_INTEREST, NO_TEXT) else None
+
+
+def ask_baselines(prepared: Prepared) -> list[Answers]:
+    """The default baselines' answers on the first cut."""
+    names = [name for name in DEFAULT if name in BASELINES]
+    return [answer for name in names for answer in _ask_other(name, name, prepared, prepared.cuts[0])[0]]
+
+
+def fit_ours(prepared: Prepared, cut: Cut | None = None, *, variant: str = TWO_STAGE) -> Ours:
+    """Fit our recommender on train and the whole catalogue.
+
+    Args:
+        prepared: tables and configuration.
+        cut: whose train; the first cut's by default.
+        variant: "two-stage", "two-stage: no interest" (without cross-encoder) or "two-stage: no text".
+    """
+    tables, train = prepared.tables, (cut or prepared.cuts[0]).split.train
+    config: RecommenderConfig = prepared.config
+    items = tables.items
+    if variant == NO_INTEREST:
+        config = replace(config, n_interest=0)
+    if variant == NO_TEXT:
+        config, items = replace(config, n_interest=0), without_text(items)
+    recommender, usage = metered(lambda: Recommender(config).fit(train, items, tables.users))
+    return Ours(recommender=recommender, fit=usage)
+
+
+def without_text(items: pl.DataFrame) -> pl.DataFrame:
+    """The catalogue without a word to read; what titles, brands and categories were stays as plain columns."""
+    path = pl.col("categories").list.join(" > ").alias("category_path")
+    renamed = {"brand": "brand_name"} if "brand" in items.columns else {}
+    return (
+        items.with_columns(path)
+        .rename(renamed)
+        .with_columns(title=pl.lit(""), description=pl.lit(""), categories=pl.lit([], dtype=pl.List(pl.String)))
+    )
+
+
+def ask_ours(
+    prepared: Prepared,
+    ours: Ours,
+    cut: Cut | None = None,
+    *,
+    names: Iterable[str] = (BI_ENCODER, RETRIEVAL, TWO_STAGE),
+) -> list[Answers]:
+    """Ask our recommender for lists under each protocol of a cut: those of stage 1, of a source, of both stages."""
+    cut = cut or prepared.cuts[0]
+    asked = [
+        _ask_stages(protocol, prepared.depth, ours, cut.place, name) for protocol in cut.protocols for name in names
+    ]
+    return [answer for answer in asked if answer is not None]
+
+
+def _is_ours(system: str | System) -> bool:
+    return isinstance(system, str) and variant_of(system) is not None
+
+
+def _ask_other(name: str, system: str | System, prepared: Prepared, cut: Cut) -> tuple[list[Answers], list[str]]:
+    # Without the items that a user has had, buy-again is the same as popular.
+    protocols = [asked for asked in cut.protocols if name != BUY_AGAIN or not asked.filter_seen]
+    if not protocols:
+        return [], []
+    made: Any = BASELINES[system]() if isinstance(system, str) else system
+    items = prepared.tables.items
+    try:
+        _, fit = metered(partial(made.fit, cut.split.train, items, as_of=cut.split.as_of))
+    except learned.CatalogueTooLarge as error:
+        return [], [f"{name} is left out: {error}"]
+    answers, notes = [], []
+    for protocol in protocols:
+        try:
+            found, usage = metered(partial(made.recommend, protocol.users, DEPTH, filter_seen=protocol.filter_seen))
+        except UnknownUsers:
+            notes.append(f"{name} has no lists for {len(protocol.users)} users of {protocol.name!r}.")
+            continue
+        found = _checked(found, name, protocol)
+        answers.append(
+            Answers(
+                system=name,
+                protocol=protocol.name,
+                lists=found.filter(pl.col("rank") <= prepared.depth),
+                candidates=found,
+                fit=fit,
+                ask=usage,
+                cut=cut.place,
+                probabilities=bool(getattr(made, "probabilities", False)),
+            )
+        )
+    return answers, notes
+
+
+def _checked(found: pl.DataFrame, name: str, protocol: Asked) -> pl.DataFrame:
+    missing = [column for column in LIST_COLUMNS if column not in found.columns]
+    if missing:
+        raise InvalidData(
+            table=f"lists of {name}",
+            rule=f"the columns {', '.join(missing)} are missing",
+            remedy="let recommend give user_id, item_id, rank and score",
+        )
+    ids = {column: protocol.truth.schema[column] for column in ("user_id", "item_id")}
+    return found.select(LIST_COLUMNS).cast({**ids, "rank": pl.Int32, "score": pl.Float64})
+
+
+def _ask_stages(protocol: Asked, k: int, ours: Ours, cut: int, name: str) -> Answers | None:
+    users, seen, recommender = protocol.users, protocol.filter_seen, ours.recommender
+    sources = _sources(name)
+    if sources is not None and not set(sources) <= set(recommender.sources):
+        # The user's own items are a source only where repeats are common, EASE only where the catalogue is small.
+        return None
+    if sources is not None and protocol.name == COLD_USERS and sources not in (["popular"], ["recent"], ["trending"]):
+        return None
+    found, retrieving = metered(partial(recommender.retrieve, users, DEPTH, filter_seen=seen, sources=sources))
+    final, usage = found, retrieving
+    staged = name in (TWO_STAGE, NO_INTEREST, NO_TEXT)
+    if staged:
+        final, usage = metered(partial(recommender.recommend, users, k, filter_seen=seen))
+    typed = {"rank": pl.Int32, "score": pl.Float64}
+    return Answers(
+        system=name,
+        protocol=protocol.name,
+        lists=final.filter(pl.col("rank") <= k).select(LIST_COLUMNS).cast(typed),
+        candidates=found.select(*LIST_COLUMNS, "source").cast(typed),
+        fit=ours.fit,
+        ask=usage,
+        cut=cut,
+        staged=staged,
+    )
+
+
+def _sources(name: str) -> list[str] | None:
+    """Which sources stage 1 asks under a name; None for all."""
+    if name == BI_ENCODER:
+        return ["vector"]
+    return [name.removeprefix(SOURCE)] if name.startswith(SOURCE) else None
