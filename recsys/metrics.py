@@ -9,6 +9,7 @@ which a list shorter than k is a list that misses below its end.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from recsys.errors import InvalidConfig, InvalidData
 
 FloatArray = npt.NDArray[np.float64]
 
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads the users over all keys
+_ROWS = 500_000  # rows of lists that are put in order at once
 _BLOCK = 1 << 22  # bootstrap counts held at once: 32 MiB
 
 
@@ -44,7 +47,8 @@ def hit_matrix(recommended: pl.DataFrame, truth: pl.DataFrame, k: int) -> Hits:
     left out, pairs of the truth that come twice count once.
 
     Args:
-        recommended: Frame `user_id`, `item_id`, `rank` (1 is best); further columns are ignored.
+        recommended: Frame `user_id`, `item_id`, `rank` (1 is best), or what `first_k` made of it; further columns
+            are ignored.
         truth: Frame `user_id`, `item_id` of relevant pairs, ids in the same types.
         k: Length of the lists, at least 1.
 
@@ -53,8 +57,8 @@ def hit_matrix(recommended: pl.DataFrame, truth: pl.DataFrame, k: int) -> Hits:
     """
     pairs = truth.select("user_id", "item_id").unique()
     users = pairs.group_by("user_id").agg(n_relevant=pl.len()).sort("user_id").with_row_index("row")
-    lists = first_k(recommended.join(users.select("user_id"), on="user_id", how="semi"), k)
-    found = lists.join(pairs, on=["user_id", "item_id"], how="semi").join(users, on="user_id")
+    pairs = pairs.join(users.select("user_id", "row"), on="user_id")
+    found = pl.concat([part.join(pairs, on=["user_id", "item_id"]) for part in _slices(first_k(recommended, k))])
     hits = np.zeros((users.height, k), dtype=np.bool_)
     hits[found["row"].to_numpy(), found["place"].to_numpy()] = True
     return Hits(users["user_id"], hits, users["n_relevant"].cast(pl.Int64).to_numpy())
@@ -239,16 +243,53 @@ def paired_bootstrap(
 
 
 def first_k(recommended: pl.DataFrame, k: int) -> pl.DataFrame:
-    """`user_id`, `item_id`, `place` (from 0) of each user's first k distinct items, by user and place."""
+    """`user_id`, `item_id`, `place` (from 0) of each user's first k distinct items, by user and place.
+
+    Lists that hold a `place` already, as this function gives them, are only cut: whoever needs several metrics calls it
+    once, with the largest k.
+
+    Raises:
+        InvalidConfig: `k` is below 1.
+    """
     if k < 1:
         raise InvalidConfig(f"k is {k}; it must be at least 1")
-    return (
-        recommended.group_by("user_id", "item_id")
-        .agg(pl.col("rank").min())
-        .sort("user_id", "rank", "item_id")
-        .select("user_id", "item_id", place=pl.int_range(pl.len()).over("user_id"))
-        .filter(pl.col("place") < k)
-    )
+    if "place" in recommended.columns:
+        return recommended.filter(pl.col("place") < k)
+    lists = recommended.select("user_id", "item_id", "rank")
+    if lists.height > _ROWS and lists["user_id"].is_sorted():  # block by block, which bounds memory
+        user, ends = lists["user_id"], [0]
+        while ends[-1] < lists.height:
+            last = min(ends[-1] + _ROWS, lists.height) - 1
+            ends.append(int(user.search_sorted(user[last], side="right")))
+        return pl.concat([_places(lists[start:end], k) for start, end in pairwise(ends)])
+    return _places(lists, k)
+
+
+def _slices(lists: pl.DataFrame) -> list[pl.DataFrame]:
+    return [lists[start : start + 4 * _ROWS] for start in range(0, max(lists.height, 1), 4 * _ROWS)]
+
+
+def _places(lists: pl.DataFrame, k: int) -> pl.DataFrame:
+    if not _in_order(lists):
+        lists = lists.group_by("user_id", "item_id").agg(pl.col("rank").min()).sort("user_id", "rank", "item_id")
+    lengths = lists["user_id"].rle().struct.field("len").to_numpy()
+    place = np.arange(lists.height) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    kept = lists.select("user_id", "item_id").with_columns(place=pl.Series(place, dtype=pl.Int64))
+    return kept.filter(pl.col("place") < k)
+
+
+def _in_order(lists: pl.DataFrame) -> bool:
+    """Whether rows lie by user and rank without ties, and no user has an item twice: then nothing must be sorted."""
+    user, rank = lists["user_id"], lists["rank"]
+    if lists.height < 2:
+        return True
+    same, later = user[1:] == user[:-1], user[1:] > user[:-1]
+    if not bool((later | (same & (rank[1:] > rank[:-1]))).all()):
+        return False
+    # Two pairs may share a key by chance, about once in a million such tables; then the lists are sorted in vain.
+    keys = lists["item_id"].hash().to_numpy() + user.rle_id().to_numpy().astype(np.uint64) * _ODD
+    keys.sort()
+    return bool((keys[1:] != keys[:-1]).all())
 
 
 def _first(hits: Hits, k: int) -> npt.NDArray[np.bool_]:

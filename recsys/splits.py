@@ -131,12 +131,8 @@ def leave_last_out(interactions: pl.DataFrame, *, min_items: int = 5, repeats: b
 def rolling_splits(interactions: pl.DataFrame, *, test_share: float = 0.1, n_cuts: int = 3) -> tuple[Split, ...]:
     """Several global cuts, oldest first: each test lasts until the next cut, the last one until the end.
 
-    Every test holds about `test_share` / `n_cuts` of all rows. Cuts that equal timestamps make the same are one.
-
-    Args:
-        interactions: Canonical interactions, at least one row.
-        test_share: Share of rows in all tests together, in (0, 1).
-        n_cuts: Cuts, at least 1.
+    Every test holds about `test_share` (in (0, 1)) / `n_cuts` (at least 1) of all rows. Cuts that equal timestamps make
+    the same are one.
 
     Raises:
         InvalidConfig: `test_share` or `n_cuts` is out of range.
@@ -159,12 +155,7 @@ def rolling_splits(interactions: pl.DataFrame, *, test_share: float = 0.1, n_cut
 
 
 def random_split(interactions: pl.DataFrame, *, test_share: float = 0.1, seed: int = 0) -> Split:
-    """Rows drawn at random are the test. It leaks the future of every user, and says so.
-
-    Args:
-        interactions: Canonical interactions, at least one row.
-        test_share: Share of rows to test on, in (0, 1); at least one row stays in train.
-        seed: Of the draw.
+    """A `test_share` of the rows, drawn at random, is the test. It leaks the future of every user, and says so.
 
     Raises:
         InvalidConfig: `test_share` is out of range.
@@ -172,9 +163,8 @@ def random_split(interactions: pl.DataFrame, *, test_share: float = 0.1, seed: i
     """
     _check_share(test_share)
     rows = _ordered(interactions)
-    n_test = min(round(rows.height * test_share), rows.height - 1)
-    drawn = np.zeros(rows.height, dtype=np.bool_)
-    drawn[np.random.default_rng(seed).permutation(rows.height)[: max(n_test, 0)]] = True
+    n_test = min(round(rows.height * test_share), max(rows.height - 1, 0))  # one row at least stays in train
+    drawn = np.random.default_rng(seed).permutation(rows.height) < n_test
     train, test = rows.filter(~drawn), rows.filter(drawn)
     notes = (
         "WARNING: a random split leaks the future: train holds what every user did after his test rows. Real systems "
@@ -191,12 +181,7 @@ def split(
     min_items: int = 5,
     repeats: bool = False,
 ) -> Split:
-    """One cut by name: `time_split`, or `leave_last_out` with `min_items` and `repeats`; see also `split_all`.
-
-    Raises:
-        InvalidConfig: `kind` is unknown or has several cuts, or the chosen split refuses its arguments.
-        InvalidData: `interactions` has no rows.
-    """
+    """The one cut of a split by name; arguments and errors are those of `split_all`."""
     return split_all(interactions, kind, test_share=test_share, min_items=min_items, repeats=repeats, n_cuts=1)[0]
 
 

@@ -23,7 +23,7 @@ _HOMES = {
     "report": "measure",
     "run_bench": "run",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -30,12 +30,12 @@ def popularity(train: pl.DataFrame) -> pl.DataFrame:
 def novelty(recommended: pl.DataFrame, train: pl.DataFrame, users: pl.Series, k: int) -> FloatArray:
     """Mean over the list of -log2 p(item), in bits; p = (users of the item + 1) / (users + 1).
 
-    Source: Zhou et al. 2010, "Solving the apparent diversity-accuracy dilemma of recommender systems", self-information;
-    the 1 keeps items without users finite.
+    Source: Zhou et al. 2010, "Solving the apparent diversity-accuracy dilemma of recommender systems", where it
+    is called self-information; the 1 keeps items without users finite.
     """
     n = train["user_id"].n_unique() + 1
     bits = -((pl.col("n_users").fill_null(0) + 1) / n).log(2)
-    return _mean(recommended.join(popularity(train), on="item_id", how="left"), bits, users, k)
+    return _mean(first_k(recommended, k).join(popularity(train), on="item_id", how="left"), bits, users)
 
 
 def popularity_lift(recommended: pl.DataFrame, train: pl.DataFrame, users: pl.Series, k: int) -> FloatArray:
@@ -47,8 +47,8 @@ def popularity_lift(recommended: pl.DataFrame, train: pl.DataFrame, users: pl.Se
     counts = popularity(train)
     history = train.join(users.unique().to_frame("user_id"), on="user_id", how="semi").unique(["user_id", "item_id"])
     before = history.join(counts, on="item_id").group_by("user_id").agg(before=pl.col("n_users").mean())
-    lists = recommended.join(counts, on="item_id", how="left")
-    shown = _mean(lists, pl.col("n_users").fill_null(0), users, k)
+    lists = first_k(recommended, k).join(counts, on="item_id", how="left")
+    shown = _mean(lists, pl.col("n_users").fill_null(0), users)
     taken = users.to_frame("user_id").join(before, on="user_id", how="left", maintain_order="left")["before"]
     return np.asarray(shown / taken.fill_null(np.nan).to_numpy() - 1, dtype=np.float64)
 
@@ -149,11 +149,8 @@ def calibration(probabilities: FloatArray, labels: FloatArray) -> dict[str, Any]
     }
 
 
-def _mean(recommended: pl.DataFrame, value: pl.Expr, users: pl.Series, k: int) -> FloatArray:
-    """Mean of a value over each user's first k; NaN without a list. `recommended` has further columns."""
-    wanted = first_k(recommended, k).join(
-        recommended.select("user_id", "item_id", value=value).unique(["user_id", "item_id"]), on=["user_id", "item_id"]
-    )
-    means = wanted.group_by("user_id").agg(pl.col("value").mean())
+def _mean(lists: pl.DataFrame, value: pl.Expr, users: pl.Series) -> FloatArray:
+    """Mean of a value over each user's list; NaN without one."""
+    means = lists.group_by("user_id").agg(value=value.mean())
     joined = users.to_frame("user_id").join(means, on="user_id", how="left", maintain_order="left")["value"]
     return np.asarray(joined.fill_null(np.nan).to_numpy(), dtype=np.float64)

@@ -159,8 +159,8 @@ def _partial(x: FloatArray, y: FloatArray, given: Sequence[FloatArray]) -> float
     """Correlation of what least squares on `given` leaves of both; 0 where nothing is left of one."""
     design = np.stack([np.ones(len(x)), *given], axis=1)
     left = [side - design @ np.linalg.lstsq(design, side, rcond=None)[0] for side in (x, y)]
-    spread = [np.linalg.norm(side) for side in left]
-    whole = [np.linalg.norm(side - side.mean()) for side in (x, y)]
+    spread = [float(np.linalg.norm(side)) for side in left]
+    whole = [float(np.linalg.norm(side - side.mean())) for side in (x, y)]
     if any(part <= 1e-6 * max(all_, 1e-12) for part, all_ in zip(spread, whole, strict=True)):
         return 0.0
     return float(abs(left[0] @ left[1] / (spread[0] * spread[1])))

@@ -120,10 +120,11 @@ class Ials(Baseline):
 
     def _learn(self, log: Log, popularity: FloatArray) -> FloatArray:
         try:
-            from implicit.cpu.als import AlternatingLeastSquares
+            from implicit.cpu.als import AlternatingLeastSquares  # type: ignore[import-untyped]
         except ImportError as error:
             raise InvalidConfig(
-                'the system ials needs the package implicit, which is not installed: pip install "recsys-twostage[ials]"'
+                "the system ials needs the package implicit, which is not installed: "
+                'pip install "recsys-twostage[ials]"'
             ) from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about threads of BLAS, which is a matter of speed alone

@@ -134,6 +134,7 @@ def values_of(
     lists: pl.DataFrame, truth: pl.DataFrame, train: pl.DataFrame, items: pl.DataFrame, vectors: Any, prepared: Prepared
 ) -> tuple[pl.Series, list[FloatArray]]:
     """The users of the truth, sorted, and one array for each of `user_metrics`."""
+    lists = metrics.first_k(lists, prepared.depth)
     hits = metrics.hit_matrix(lists, truth, prepared.depth)
     users, k = hits.users, prepared.k
     found = [metric(hits, depth) for metric in ACCURACY.values() for depth in prepared.ks]
@@ -162,7 +163,7 @@ def _per_user(prepared: Prepared, answers: Sequence[Answers], vectors: Any) -> p
         )
         parts.append(pl.concat([keys, named], how="horizontal"))
     ids = prepared.tables.interactions.schema["user_id"]
-    schema = {"protocol": pl.String, "cut": pl.Int32, "system": pl.String, "user_id": ids}
+    schema: dict[str, Any] = {"protocol": pl.String, "cut": pl.Int32, "system": pl.String, "user_id": ids}
     empty = pl.DataFrame(schema={**schema, **dict.fromkeys(names, pl.Float64)})
     return pl.concat([empty, *parts]).sort(FRAME_ORDER, maintain_order=True)
 
@@ -247,17 +248,15 @@ def _row(system: str, answers: Sequence[Answers], prepared: Prepared, found: dic
     )
     n_cold = sum(pairs.height for pairs in cold)
     n_users = sum(len(protocol.users) for _, protocol in truths)
-    # Lists of several cuts stand beside each other.
-    lists = pl.concat([answer.lists.select("user_id", "item_id", "rank") for answer in answers])
-    full = sum(answer.lists.filter(pl.col("rank") <= k).group_by("user_id").len().filter(pl.col("len") >= k).height for answer in answers)  # fmt: skip
+    full = sum(_n_full(answer.lists, k) for answer in answers)
     seconds = sum(answer.ask.seconds for answer in answers)
     over_all = {
-        f"coverage@{k}": Estimate(mean=metrics.coverage(lists, n_items, k) if len(answers) == 1 else _coverage(answers, n_items, k)),
-        f"gini@{k}": Estimate(mean=float(np.mean([beyond.gini(answer.lists, n_items, k) for answer in answers]))),
-    }  # fmt: skip
+        f"coverage@{k}": float(np.mean([metrics.coverage(answer.lists, n_items, k) for answer in answers])),
+        f"gini@{k}": float(np.mean([beyond.gini(answer.lists, n_items, k) for answer in answers])),
+    }
     return Row(
         system=system,
-        metrics={**found, **over_all},
+        metrics={**found, **{name: Estimate(mean=value) for name, value in over_all.items()}},
         candidate_recall=float(np.concatenate(recalls).mean()),
         cold_recall=n_found / n_cold if n_cold else None,
         short_lists=n_users - full,
@@ -269,8 +268,9 @@ def _row(system: str, answers: Sequence[Answers], prepared: Prepared, found: dic
     )
 
 
-def _coverage(answers: Sequence[Answers], n_items: int, k: int) -> float:
-    return float(np.mean([metrics.coverage(answer.lists, n_items, k) for answer in answers]))
+def _n_full(lists: pl.DataFrame, k: int) -> int:
+    """How many lists have k items."""
+    return metrics.first_k(lists, k).filter(pl.col("place") == k - 1).height
 
 
 def _calibration(answers: Sequence[Answers], prepared: Prepared) -> dict[str, Any] | None:
@@ -299,8 +299,10 @@ def _frames(prepared: Prepared, answers: Sequence[Answers]) -> dict[str, pl.Data
     keys = {"protocol": pl.String, "cut": pl.Int32}
     ranked = {**keys, "system": pl.String, **ids, "rank": pl.Int32, "score": pl.Float64}
 
-    def stack(frames: list[pl.DataFrame], schema: dict[str, Any], last: str) -> pl.DataFrame:
-        whole = pl.concat([pl.DataFrame(schema=schema), *(frame.select(*schema).cast(schema) for frame in frames)])
+    def stack(frames: list[pl.DataFrame], schema: Any, last: str) -> pl.DataFrame:
+        whole = pl.concat(
+            [pl.DataFrame(schema=schema), *(frame.select(*schema).cast(dict(schema)) for frame in frames)]
+        )
         return whole.sort([name for name in FRAME_ORDER if name in schema] + [last], maintain_order=True)
 
     def named(frame: pl.DataFrame, answer: Answers) -> pl.DataFrame:

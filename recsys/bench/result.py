@@ -3,8 +3,8 @@
 Owns the schema of every file in a results folder, and reading and writing it; the numbers come from `measure`.
 
     FOLDER/result.json         `BenchResult.to_dict()`: everything but the long tables, see the classes below
-    FOLDER/per_user.parquet    protocol, cut, system, user_id, then one Float64 column a metric: the columns are the names
-                               in `BenchResult.user_metrics`, such as "ndcg@10"; null where a metric says nothing
+    FOLDER/per_user.parquet    protocol, cut, system, user_id, then one Float64 column a metric: the columns are the
+                               names in `BenchResult.user_metrics`, such as "ndcg@10"; null where a metric says nothing
                                about a user (popularity lift without history)
     FOLDER/lists.parquet       protocol, cut, system, user_id, item_id, rank (Int32, from 1), score (Float64)
     FOLDER/candidates.parquet  protocol, cut, system, user_id, item_id, rank (Int32, in the order of the blend), score

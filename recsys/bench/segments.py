@@ -5,6 +5,7 @@ that part as his truth; a part of the users (length of history, a column of the 
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -93,7 +94,7 @@ def _pairs(prepared: Prepared, cut: Cut, protocol: str) -> pl.DataFrame:
     if truth is None:
         truth = cut.split.test.select("user_id", "item_id").clear()
     lengths = cut.split.train.group_by("user_id").agg(n=pl.len())
-    labels = [f"{first}-{after - 1}" for first, after in zip(HISTORY_BANDS, HISTORY_BANDS[1:], strict=False)]
+    labels = [f"{first}-{after - 1}" for first, after in pairwise(HISTORY_BANDS)]
     band = pl.lit(f"{HISTORY_BANDS[-1]}+")
     for label, after in reversed(list(zip(labels, HISTORY_BANDS[1:], strict=True))):
         band = pl.when(pl.col("n") < after).then(pl.lit(label)).otherwise(band)
@@ -158,7 +159,8 @@ def _gaps(segment: str, found: Sequence[Segment], systems: Sequence[str], k: int
     """Best minus worst group's ndcg of each system."""
     rows = []
     for system in systems:
-        means = {part.value: part.metrics[f"ndcg@{k}"].mean or 0.0 for part in found if (part.segment, part.system) == (segment, system)}  # fmt: skip
+        mine = [part for part in found if part.segment == segment and part.system == system]
+        means = {part.value: part.metrics[f"ndcg@{k}"].mean or 0.0 for part in mine}
         if len(means) > 1:
             best, worst = max(means, key=lambda name: means[name]), min(means, key=lambda name: means[name])
             rows.append(

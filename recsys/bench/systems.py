@@ -243,7 +243,7 @@ def _checked(found: pl.DataFrame, name: str, protocol: Asked) -> pl.DataFrame:
             rule=f"the columns {', '.join(missing)} are missing",
             remedy="let recommend give user_id, item_id, rank and score",
         )
-    ids = {column: protocol.truth.schema[column] for column in ("user_id", "item_id")}
+    ids: Any = {column: protocol.truth.schema[column] for column in ("user_id", "item_id")}
     return found.select(LIST_COLUMNS).cast({**ids, "rank": pl.Int32, "score": pl.Float64})
 
 

@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from recsys.errors import InvalidConfig, InvalidData
-from recsys.splits import WindowConfig, end_of, leave_last_out, make_windows, moments, split, time_split
+from recsys.splits import (
+    WindowConfig,
+    end_of,
+    hash_of,
+    leave_last_out,
+    make_windows,
+    moments,
+    random_split,
+    rolling_splits,
+    split,
+    split_all,
+    time_split,
+)
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 SCHEMA = {
@@ -112,6 +124,50 @@ def test_test_hash_is_that_of_the_sorted_distinct_pairs():
     result = time_split(log(("u", "a", 0), ("w", "x", 1), ("v", "b", 1), ("v", "b", 1)), test_share=0.7)
     expected = hashlib.sha256(b'["v", "b"]\n["w", "x"]\n').hexdigest()[:16]
     assert result.test_hash == expected
+
+
+def test_rolling_tests_follow_each_other_and_know_only_the_past():
+    interactions = log(*[("u", f"i{second}", second) for second in range(20)])
+    cuts = split_all(interactions, "rolling", test_share=0.3, n_cuts=3)
+    assert [[second for _, _, second in rows_of(cut.test)] for cut in cuts] == [[14, 15], [16, 17], [18, 19]]
+    assert [cut.train.height for cut in cuts] == [14, 16, 18]
+    assert [cut.as_of for cut in cuts] == [at(14), at(16), at(18)]
+    assert cuts[0].notes[0].startswith("Rolling: 3 global cuts; ")
+
+
+def test_rolling_cuts_that_ties_make_the_same_are_one():
+    interactions = log(*[("u", f"i{n}", 0 if n < 3 else 5) for n in range(10)])
+    (only,) = rolling_splits(interactions, test_share=0.3, n_cuts=3)
+    assert (only.train.height, only.test.height) == (3, 7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(logs(), st.integers(1, 4))
+def test_no_row_of_a_rolling_cut_crosses_it(interactions, n_cuts):
+    cuts = rolling_splits(interactions, test_share=0.5, n_cuts=n_cuts)
+    for cut in cuts:
+        assert (cut.train["timestamp"] < cut.as_of).all()
+        assert (cut.test["timestamp"] >= cut.as_of).all()
+    assert sum(cut.test.height for cut in cuts) + cuts[0].train.height == interactions.height
+
+
+def test_a_random_split_draws_its_share_and_warns():
+    interactions = log(*[("u", f"i{second}", second) for second in range(20)])
+    cut = random_split(interactions, test_share=0.25, seed=1)
+    assert (cut.train.height, cut.test.height) == (15, 5)
+    assert_frame_equal(sorted_union(cut.train, cut.test), sorted_union(interactions))
+    assert cut.notes[0].startswith("WARNING: a random split leaks the future")
+    assert split(interactions, "random", test_share=0.25).test_hash != cut.test_hash
+    assert (
+        random_split(interactions.sample(20, shuffle=True, seed=3), test_share=0.25, seed=1).test_hash == cut.test_hash
+    )
+    assert random_split(interactions[:1], test_share=0.9).train.height == 1
+
+
+def test_the_hash_of_one_cut_is_the_splits_own():
+    cuts = rolling_splits(log(*[("u", f"i{n}", n) for n in range(10)]), test_share=0.4, n_cuts=2)
+    assert hash_of(cuts[0].test) == cuts[0].test_hash
+    assert hash_of(cuts[0].test, cuts[1].test) not in {cut.test_hash for cut in cuts}
 
 
 def test_time_windows_of_a_known_case():
@@ -279,8 +335,10 @@ def test_arguments_out_of_range_are_refused():
         time_split(interactions, test_share=1)
     with pytest.raises(InvalidConfig, match="min_items is 1; it must be at least 2"):
         leave_last_out(interactions, min_items=1, repeats=True)
-    with pytest.raises(InvalidConfig, match='split kind is \'random\'; it must be "time" or "leave-last-out"'):
-        split(interactions, "random")
+    with pytest.raises(InvalidConfig, match="split kind is 'weekly'; it must be"):
+        split(interactions, "weekly")
+    with pytest.raises(InvalidConfig, match="n_cuts is 0; it must be at least 1"):
+        rolling_splits(interactions, n_cuts=0)
     with pytest.raises(InvalidConfig, match='as_of is None; windows of kind "time" need the moment'):
         moments(interactions, "time", None)
 
