@@ -111,7 +111,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         refuse_foreign(Path(arguments.out))
     given, config = _arguments(arguments)
-    from recsys.bench.render import render
+    from recsys.bench.plain import render
     from recsys.bench.result import as_json
     from recsys.bench.run import run_bench
     from recsys.datasets import load_dataset
@@ -139,7 +139,7 @@ def _profile(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from recsys.bench.compare import compare, render_comparison
+    from recsys.bench.comparison import compare, render_comparison
     from recsys.bench.result import as_json
 
     systems = None if arguments.systems is None else tuple(_names(arguments.systems))
@@ -155,7 +155,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _gate(arguments: argparse.Namespace) -> int:
-    from recsys.bench.gate import gate
+    from recsys.bench.gating import gate
 
     found = gate(
         arguments.result, arguments.against,

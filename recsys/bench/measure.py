@@ -14,7 +14,7 @@ import polars as pl
 
 from recsys import metrics
 from recsys.bench import beyond, segments
-from recsys.bench.compare import differences
+from recsys.bench.comparison import differences
 from recsys.bench.leaks import suspicions
 from recsys.bench.learned import tfidf_vectors
 from recsys.bench.protocols import COLD_USERS, DEPTH, Cut, Prepared, Protocol

@@ -5,8 +5,8 @@ Owns the measurement; clock and meter are `recsys/profiling.py`.
 
 from typing import Any
 
+from recsys.bench.plain import aligned
 from recsys.bench.protocols import prepare
-from recsys.bench.render import aligned
 from recsys.bench.systems import DEFAULT, Systems, ask
 from recsys.bundle import library_versions
 from recsys.config import RecommenderConfig

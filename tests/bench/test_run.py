@@ -10,9 +10,10 @@ import pytest
 from indexing.contrastive import ContrastiveConfig
 from indexing.encoder import EncoderConfig
 from ranking.interest import InterestConfig
-from recsys import bench, metrics
-from recsys.bench import Answers, ask_baselines, prepare, report, run_bench
-from recsys.bench_result import render
+from recsys import metrics
+from recsys.bench import Answers, ask_baselines, prepare, render, report, run_bench
+from recsys.bench.result import BenchResult, ResultFolder, read_result
+from recsys.bench.systems import RETRIEVAL
 from recsys.bundle import library_versions
 from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset
@@ -51,8 +52,8 @@ def dataset_of(rows, items=("a", "b", "c", "d", "e")):
 
 
 def lists_of(lists):
-    rows = [(user, item, rank) for user, items in lists.items() for rank, item in enumerate(items, 1)]
-    return pl.DataFrame(rows, schema=["user_id", "item_id", "rank"], orient="row")
+    rows = [(user, item, rank, -float(rank)) for user, items in lists.items() for rank, item in enumerate(items, 1)]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "rank", "score"], orient="row")
 
 
 def answers_of(protocol, **systems):
@@ -81,16 +82,20 @@ def repeating():
 
 class TestPrepare:
     def test_where_repeats_are_common_both_protocols_are_made(self, repeating):
-        counted, new = repeating.protocols
+        counted, new, cold = repeating.protocols
         assert (counted.name, counted.filter_seen) == ("repeats counted", False)
         assert counted.truth.rows() == [("u", "a"), ("v", "c")]
         assert (new.name, new.filter_seen) == ("new items only", True)
         assert new.truth.rows() == [("v", "c")]
         assert counted.users.to_list() == ["u", "v"]
+        assert (cold.name, cold.truth.rows()) == ("users without history", [("w", "d")])
 
     def test_where_repeats_are_rare_only_new_items_count(self):
         prepared = prepare(REPEATING, RecommenderConfig(repeat_limit=0.9), test_share=3 / 8)
-        assert [protocol.name for protocol in prepared.protocols] == ["new items only"]
+        assert [protocol.name for protocol in prepared.protocols] == ["new items only", "users without history"]
+        asked = prepare(REPEATING, RecommenderConfig(repeat_limit=0.9), test_share=3 / 8, repeats="yes")
+        assert asked.protocols[0].name == "repeats counted"
+        assert "Repeat purchases count as hits under 'repeats counted'." in asked.notes
 
     def test_where_no_test_pair_is_new_only_repeats_are_counted(self):
         data = dataset_of([("u", "a"), ("u", "b"), ("u", "a"), ("u", "b")])
@@ -100,10 +105,11 @@ class TestPrepare:
     def test_the_limit_is_the_recommenders(self):
         share = 2 / 8
         at_limit = prepare(REPEATING, RecommenderConfig(repeat_limit=share), test_share=3 / 8)
-        assert [protocol.name for protocol in at_limit.protocols] == ["repeats counted", "new items only"]
+        assert [protocol.name for protocol in at_limit.protocols][:2] == ["repeats counted", "new items only"]
 
     def test_users_without_history_are_counted_in_a_note(self, repeating):
-        assert "1 of 3 test users have no history in train and are in no table." in repeating.notes
+        note = "1 of 3 test users have no history in train; they get what is popular and have a table of their own."
+        assert note in repeating.notes
 
     def test_leave_last_out_follows_the_repeats(self):
         data = dataset_of([("u", item) for item in "abcaba"])
@@ -144,14 +150,16 @@ class TestReport:
         table = report(repeating, answers).tables[0]
         (row,) = table.rows
         assert (table.n_users, table.n_pairs, table.n_cold_pairs) == (2, 2, 1)
-        assert row.ndcg == pytest.approx((1 / np.log2(3) + 0) / 2)
-        assert row.recall == pytest.approx(1 / 2)
+        ndcg = row.metrics["ndcg@10"]
+        assert ndcg.mean == pytest.approx((1 / np.log2(3) + 0) / 2)
+        assert row.metrics["recall@10"].mean == pytest.approx(1 / 2)
         assert row.candidate_recall == pytest.approx(1.0)
-        assert row.coverage == pytest.approx(2 / 5)
+        assert row.metrics["coverage@10"].mean == pytest.approx(2 / 5)
         assert row.cold_recall == pytest.approx(1.0)
         assert row.users_per_second == pytest.approx(2 / 0.5)
-        assert (row.fit_seconds, row.peak_mb) == (0.5, 100.0)
-        assert (row.ndcg_low, row.ndcg_high) == metrics.bootstrap_interval(np.array([1 / np.log2(3), 0]), seed=0)
+        assert (row.fit_seconds, row.peak_mb, row.short_lists) == (0.5, 100.0, 2)
+        expected = metrics.bootstrap_interval(np.array([1 / np.log2(3), 0]), seed=0)
+        assert (ndcg.low, ndcg.high) == pytest.approx(expected)
 
     def test_cold_recall_is_over_pairs_and_null_without_any(self, repeating):
         missed = answers_of("new items only", popular=({"v": ["d"]}, {"v": ["d"]}))
@@ -166,7 +174,7 @@ class TestReport:
     def test_differences_are_paired_and_both_stages_meet_everybody(self, repeating):
         good, bad = {"u": ["a"], "v": ["c"]}, {"u": ["b"], "v": ["b"]}
         answers = answers_of("repeats counted", popular=(bad, bad), two_stage=(good, good))
-        retrieval = replace(answers[0], system=bench.RETRIEVAL)
+        retrieval = replace(answers[0], system=RETRIEVAL)
         table = report(repeating, [answers[0], retrieval, answers[1]]).tables[0]
         assert [(found.system, found.other, found.difference) for found in table.differences] == [
             ("two-stage", "popular", 1.0),
@@ -179,7 +187,7 @@ class TestReport:
         result = report(repeating, [], notes=["A note of the fit.", repeating.notes[-1]])
         assert result.counts == {"interactions": 8, "items": 5, "users": 3, "train": 5, "test": 3}
         assert result.test_hash == repeating.split.test_hash
-        assert result.as_of == "2024-01-06T00:00:00+00:00"
+        assert result.cuts[0].as_of == "2024-01-06T00:00:00+00:00"
         assert result.notes.count(repeating.notes[-1]) == 1
         assert result.notes[-1] == "A note of the fit."
         assert result.versions == library_versions()
@@ -200,7 +208,7 @@ class TestRender:
         assert table[2].startswith("two-stage ")
         assert "1.0000 to 1.0000" in table[2]
         assert any(line.startswith("two-stage - recent-popular  ") and "+1.0000" in line for line in lines)
-        assert "- 1 of 3 test users have no history in train and are in no table." in lines
+        assert any(line.startswith("- 1 of 3 test users have no history in train; ") for line in lines)
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +218,16 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def result(data, config):
-    return run_bench(data, config)
+def folder(data, config, tmp_path_factory):
+    """A whole run, and its results folder."""
+    out = tmp_path_factory.mktemp("bench") / "results"
+    run_bench(data, config, out=out)
+    return ResultFolder(out)
+
+
+@pytest.fixture(scope="module")
+def result(folder):
+    return folder.result
 
 
 class TestRun:
@@ -228,8 +244,9 @@ class TestRun:
             "two-stage",
         ]
         for row in table.rows:
-            assert 0 <= row.ndcg_low <= row.ndcg <= row.ndcg_high <= 1
-            assert row.recall <= row.candidate_recall <= 1
+            ndcg = row.metrics["ndcg@10"]
+            assert 0 <= ndcg.low <= ndcg.mean <= ndcg.high <= 1
+            assert row.metrics["recall@10"].mean <= row.candidate_recall <= 1
             assert row.fit_seconds > 0
             assert row.users_per_second > 0
             assert row.peak_mb > 10
@@ -244,8 +261,8 @@ class TestRun:
         prepared = prepare(data, config)
         popular = ask_baselines(prepared)[0]
         hits = metrics.hit_matrix(popular.lists, prepared.protocols[0].truth, 10)
-        assert result.tables[0].rows[0].ndcg == metrics.ndcg(hits, 10).mean()
-        assert popular.lists["rank"].max() == 10
+        assert result.tables[0].rows[0].metrics["ndcg@10"].mean == pytest.approx(metrics.ndcg(hits, 10).mean())
+        assert popular.lists["rank"].max() == 20
 
     def test_the_dictionary_is_json_and_complete(self, result):
         again = json.loads(json.dumps(result.to_dict(), allow_nan=False))
@@ -256,10 +273,40 @@ class TestRun:
         assert {"python", "torch", "polars"} <= set(again["versions"])
         assert any(note.startswith("windows: ") for note in again["notes"])
 
+    def test_what_is_written_is_what_is_read(self, folder, result):
+        assert BenchResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+        assert read_result(folder.path / "result.json") == result
+        assert folder.per_user.columns == ["protocol", "cut", "system", "user_id", *result.user_metrics]
+        means = folder.per_user.filter(system="two-stage")["ndcg@10"].mean()
+        assert means == pytest.approx(result.tables[0].rows[-1].metrics["ndcg@10"].mean)
+        assert folder.lists.columns == ["protocol", "cut", "system", "user_id", "item_id", "rank", "score"]
+        assert folder.candidates["system"].unique().to_list() == ["two-stage"]
+        assert folder.candidates["source"].str.contains("vector").any()
+        assert folder.truth.height == result.tables[0].n_pairs
+
+    def test_segments_add_up_and_the_gap_is_theirs(self, result):
+        (table,) = result.tables
+        for name in ("items", "item popularity", "history length", "user: favourite_topic"):
+            parts = [part for part in table.segments if (part.segment, part.system) == (name, "two-stage")]
+            assert sum(part.n_pairs for part in parts) == table.n_pairs
+        gap = next(row for row in table.fairness if (row.kind, row.system) == ("metric gap", "popular"))
+        values = [
+            part.metrics["ndcg@10"].mean
+            for part in table.segments
+            if (part.segment, part.system) == (gap.segment, "popular")
+        ]
+        assert gap.value == pytest.approx(max(values) - min(values))
+        exposure = [
+            row.value
+            for row in table.fairness
+            if (row.kind, row.segment, row.system) == ("exposure", "item popularity", "popular")
+        ]
+        assert sum(exposure) == pytest.approx(1)
+
     def test_repeats_bring_a_second_table_and_buy_again(self, config):
         taken = np.random.default_rng(0).integers(12, size=300)
         data = dataset_of([(f"u{turn % 30}", "abcdefghijkl"[item]) for turn, item in enumerate(taken)], "abcdefghijkl")
-        tables = run_bench(data, config, split="leave-last-out", min_items=2).tables
+        tables = run_bench(data, config, split="leave-last-out", min_items=2, n_samples=50).tables
         counted, new = ([row.system for row in table.rows] for table in tables)
         assert [table.protocol for table in tables] == ["repeats counted", "new items only"]
         assert set(counted) - set(new) == {"buy-again"}

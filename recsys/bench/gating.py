@@ -7,7 +7,7 @@ means are compared.
 from pathlib import Path
 from typing import Any
 
-from recsys.bench.compare import compare
+from recsys.bench.comparison import compare
 from recsys.bench.result import RESULT, BenchResult, read_result
 from recsys.errors import InvalidConfig
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from recsys import metrics
-from recsys.bench.render import aligned
+from recsys.bench.plain import aligned
 from recsys.bench.result import Difference, ResultFolder
 from recsys.errors import InvalidConfig, InvalidData
 
