@@ -172,13 +172,13 @@ def fit_ours(prepared: Prepared, cut: Cut | None = None, *, variant: str = TWO_S
 
 
 def without_text(items: pl.DataFrame) -> pl.DataFrame:
-    """The catalogue without a word to read; what titles, brands and categories were stays as plain columns."""
+    """The catalogue with one word for every item: nothing to read; brands and categories stay as plain columns."""
     path = pl.col("categories").list.join(" > ").alias("category_path")
     renamed = {"brand": "brand_name"} if "brand" in items.columns else {}
     return (
         items.with_columns(path)
         .rename(renamed)
-        .with_columns(title=pl.lit(""), description=pl.lit(""), categories=pl.lit([], dtype=pl.List(pl.String)))
+        .with_columns(title=pl.lit("item"), description=pl.lit(""), categories=pl.lit([], dtype=pl.List(pl.String)))
     )
 
 
