@@ -1,0 +1,131 @@
+"""Verdicts: Holm's correction, two results of one test, and the gate."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys.bench import compare, gate, run_bench
+from recsys.bench.comparison import differences, holm, render_comparison, verdict
+from recsys.bench.result import Estimate, Flag, ResultFolder, as_json
+from recsys.datasets import Dataset
+from recsys.errors import InvalidConfig, InvalidData
+from recsys.metrics import bootstrap_means
+from recsys.synthetic import generate
+
+
+@pytest.fixture(scope="module")
+def data():
+    made = generate(n_users=80, n_items=80, n_topics=5, events_per_user=12, n_cold_items=5)
+    return Dataset(name="synthetic", interactions=made.interactions, items=made.items)
+
+
+@pytest.fixture(scope="module")
+def folders(data, tmp_path_factory):
+    """One test, twice: "best" is popularity in the first and item-kNN in the second."""
+    root = tmp_path_factory.mktemp("results")
+    run_bench(data, systems={"best": "popular", "same": "popular"}, n_samples=50, out=root / "old")
+    run_bench(data, systems={"best": "item-knn", "same": "popular"}, n_samples=50, out=root / "new")
+    run_bench(data, systems={"best": "popular"}, n_samples=50, test_share=0.2, out=root / "other")
+    return root
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_verdicts():
+    assert [verdict(0.1, 0.01), verdict(-0.1, 0.01), verdict(0.1, 0.05), verdict(0.0, 0.0)] == [
+        "better", "worse", "undecided", "undecided",
+    ]  # fmt: skip
+
+
+def test_many_comparisons_of_nothing_find_nothing():
+    rng = np.random.default_rng(0)
+    values = rng.random((300, 20))
+    means = bootstrap_means(values, seed=0)
+    named = {f"s{column}": (values[:, column], means[:, column]) for column in range(20)}
+    pairs = [(f"s{a}", f"s{b}") for a in range(20) for b in range(a)]
+    found = differences(named, pairs, "ndcg@10")
+    assert sum(part.p < 0.05 for part in found) > 0
+    assert {part.verdict for part in found} == {"undecided"}
+
+
+def test_the_newer_minus_the_older(folders):
+    found = compare(folders / "old", folders / "new")
+    rows = {(row["system"], row["metric"]): row for row in found["tables"]["new items only"]}
+    assert found["n_comparisons"] == 4
+    assert rows["best", "ndcg@10"]["verdict"] == "better"
+    assert rows["best", "ndcg@10"]["low"] > 0
+    same = rows["same", "recall@10"]
+    assert (same["difference"], same["p"], same["verdict"]) == (0, 1, "undecided")
+    back = compare(folders / "new", folders / "old", metrics_of=["mrr@10"], systems=("best", "same"))
+    (row,) = back["tables"]["new items only"]
+    assert (row["system"], row["other"], row["verdict"]) == ("same", "best", "worse")
+    assert "same - best  mrr@10" in render_comparison(back)
+
+
+def test_what_cannot_be_compared(folders, tmp_path):
+    with pytest.raises(InvalidData, match=r"had different tests \(hashes \w{16} and \w{16}\)"):
+        compare(folders / "old", folders / "other")
+    with pytest.raises(InvalidConfig, match=r"both results must have err@10; there are ndcg@5, "):
+        compare(folders / "old", folders / "new", metrics_of=["err@10"])
+    with pytest.raises(InvalidConfig, match="have no system in common"):
+        compare(folders / "old", folders / "new", systems=("best", "nobody"))
+    with pytest.raises(InvalidData, match="is no result"):
+        compare(tmp_path, folders / "new")
+    (tmp_path / "result.json").write_text('{"format": 1}')
+    with pytest.raises(InvalidData, match="the format is 1, this version reads 2"):
+        compare(tmp_path, folders / "new")
+    (tmp_path / "result.json").write_text((folders / "new" / "result.json").read_text())
+    with pytest.raises(InvalidData, match=r"per_user.parquet: does not exist"):
+        compare(tmp_path, folders / "new")
+    per_user = pl.read_parquet(folders / "new" / "per_user.parquet")
+    per_user.filter(pl.col("user_id") != per_user["user_id"][0]).write_parquet(tmp_path / "per_user.parquet")
+    with pytest.raises(InvalidData, match="'new items only' has other users"):
+        compare(tmp_path, folders / "new")
+
+
+class TestGate:
+    def test_a_regression_is_refused_and_equality_passes(self, folders):
+        worse = gate(folders / "old", folders / "new", system="best")
+        assert (worse["verdict"], worse["paired"]) == ("regression", True)
+        assert "user by user" in worse["checks"][0]["message"]
+        assert gate(folders / "new", folders / "new", system="best")["verdict"] == "passed"
+
+    def test_a_jump_is_too_good_to_be_true(self, folders):
+        found = gate(folders / "new", folders / "old", system="best")
+        assert found["verdict"] == "too good to be true"
+        assert "look for a leak" in found["checks"][0]["message"]
+        assert gate(folders / "new", folders / "old", system="best", jump=1000)["verdict"] == "passed"
+
+    def test_numbers_alone_are_compared_by_their_means(self, folders, tmp_path):
+        baseline = tmp_path / "baseline.json"
+        result = ResultFolder(folders / "new").result
+        baseline.write_text(as_json(result.to_dict()))
+        assert gate(folders / "new", baseline, system="best")["paired"] is False
+        assert gate(folders / "old", baseline, system="best")["verdict"] == "regression"
+        (table,) = result.tables
+        lower = replace(table.rows[0], metrics={"ndcg@10": Estimate(mean=table.rows[0].metrics["ndcg@10"].mean * 0.97)})
+        baseline.with_name("new.json").write_text(
+            as_json(replace(result, tables=(replace(table, rows=(lower,)),)).to_dict())
+        )
+        assert gate(tmp_path / "new.json", baseline, system="best", tolerance=0.02)["verdict"] == "regression"
+        assert gate(tmp_path / "new.json", baseline, system="best", tolerance=0.05)["verdict"] == "passed"
+
+    def test_a_flag_that_the_baseline_lacks(self, folders, tmp_path):
+        result = ResultFolder(folders / "new").result
+        flagged = replace(result, flags=(Flag(kind="leak", what="votes", message="It knows."),))
+        (tmp_path / "flagged.json").write_text(json.dumps(flagged.to_dict()))
+        assert gate(tmp_path / "flagged.json", folders / "new", system="best")["verdict"] == "leak"
+        assert gate(tmp_path / "flagged.json", tmp_path / "flagged.json", system="best")["verdict"] == "passed"
+
+    def test_what_cannot_be_gated(self, folders):
+        with pytest.raises(InvalidConfig, match="share no protocol with ndcg@10 of 'nobody'"):
+            gate(folders / "new", folders / "old", system="nobody")
+        with pytest.raises(InvalidConfig, match=r"tolerance=-1 must be 0 or more and jump=2.0 above 1"):
+            gate(folders / "new", folders / "old", tolerance=-1)
