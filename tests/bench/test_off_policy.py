@@ -150,7 +150,6 @@ def test_a_policy_by_user_and_the_order_of_rows():
         ({"propensity": None}, r"log\.propensity"),
         ({"reward": float("nan")}, r"log\.reward: must be a finite number"),
         ({"item_id": 1, "impression_id": 0}, r"log\.item_id: an item must stand once in an impression"),
-        ({"impression_id": 0}, r"log\.impression_id: an impression must belong to one user"),
     ],
 )
 def test_logs_that_break_a_rule(change, message):
@@ -160,6 +159,12 @@ def test_logs_that_break_a_rule(change, message):
                               for name, value in change.items()})  # fmt: skip
     with pytest.raises(InvalidData, match=message):
         off_policy(log, policy)
+
+
+def test_an_impression_of_two_users():
+    log = logged(50, 0, logging=LOGGING).with_columns(impression_id=0, item_id=pl.col("impression_id"))
+    with pytest.raises(InvalidData, match=r"log\.impression_id: an impression must belong to one user"):
+        off_policy(log, policy_of(NEW, log["impression_id"]))
 
 
 def test_tables_that_break_a_rule():
