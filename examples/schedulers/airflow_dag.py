@@ -1,0 +1,29 @@
+"""An Airflow DAG around the nightly rebuild; put it into the DAGs folder.
+
+Exit codes (docs/store.md): 75, another run is at work, counts as skipped. Airflow repeats every other failure; a refused
+gate (3) or bad data (65) repeats quickly and publishes nothing.
+"""
+
+from datetime import datetime, timedelta
+
+from airflow import DAG
+from airflow.operators.bash import BashOperator
+
+with DAG(
+    dag_id="recsys_rebuild",
+    schedule="15 2 * * *",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=15), "execution_timeout": timedelta(hours=6)},
+) as dag:
+    BashOperator(
+        task_id="rebuild",
+        bash_command=(
+            "recsys-rebuild run --store s3://example-bucket/recsys "
+            "--interactions /data/interactions --items /data/items.parquet --json"
+        ),
+        env={"GOMP_SPINCOUNT": "1000"},
+        append_env=True,
+        skip_on_exit_code=75,
+    )
