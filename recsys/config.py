@@ -133,11 +133,16 @@ def read_config(path: str | Path) -> RecommenderConfig:
 
 def config_from_dict(values: dict[str, Any]) -> RecommenderConfig:
     """Build the configuration from nested dictionaries; what is not named keeps its default."""
-    config: RecommenderConfig = _build(RecommenderConfig, values, "")
+    config: RecommenderConfig = build(RecommenderConfig, values, "")
     return config
 
 
-def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
+def build(kind: Any, values: dict[str, Any], where: str) -> Any:
+    """A configuration dataclass from nested dictionaries; `where` is the prefix of its keys in messages.
+
+    Raises:
+        InvalidConfig: a key is unknown, or a value has the wrong type or is refused.
+    """
     hints = get_type_hints(kind)
     known = [entry.name for entry in fields(kind)]
     arguments: dict[str, Any] = {}
@@ -149,7 +154,7 @@ def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
         if is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise InvalidConfig(f"{where}{key} must be a table, got {value!r}")
-            value = _build(hints[key], value, f"{where}{key}.")
+            value = build(hints[key], value, f"{where}{key}.")
         elif not _fits(value, hints[key]):
             raise InvalidConfig(f"{where}{key} must be {_name_of(hints[key])}, got {value!r}")
         arguments[key] = tuple(value) if isinstance(value, list) else value

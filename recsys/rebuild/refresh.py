@@ -1,0 +1,241 @@
+"""A fit brought up to date without training: fresh tables in, the same models as of a later moment out.
+
+Owns what is carried over, encoded, dropped and counted anew. Does not own storing (`store.py`), judging (`gates.py`) or
+reading tables (`recsys/schema.py`). Encoder, towers' weights, interest model, ranker, heads and blend stay as learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from indexing.embedding_cache import EmbeddingCache
+from indexing.item_tower import ItemFeatures, ItemTower
+from indexing.lexical import text_neighbours
+from recsys.catalogue import Catalogue
+from recsys.config import RecommenderConfig
+from recsys.errors import BundleCorrupt, InvalidData
+from recsys.fitted import Fitted
+from recsys.pipeline import to_events
+from recsys.schema import Tables
+from recsys.snapshot import take_snapshot
+from recsys.splits import end_of
+from recsys.towers import Towers, configured_index
+
+NOTE = "rebuild: "
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What a refresh did.
+
+    Attributes:
+        items: in the catalogue now.
+        added: items that are new.
+        dropped: items that are gone.
+        texts: distinct texts now.
+        kept: of them, those whose vector was carried over.
+        encoded: of them, those that the encoder read.
+        users: people with history.
+        interactions: rows.
+        late: interactions at or after `as_of`, which were left out.
+    """
+
+    items: int
+    added: int
+    dropped: int
+    texts: int
+    kept: int
+    encoded: int
+    users: int
+    interactions: int
+    late: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """The fit as of the new moment, and what was done for it."""
+
+    fitted: Fitted
+    counts: Counts
+
+
+def refresh(
+    parent: Fitted,
+    tables: Tables,
+    config: RecommenderConfig,
+    *,
+    device: str,
+    as_of: datetime | None = None,
+    cache: EmbeddingCache | None = None,
+) -> Refreshed:
+    """Carry a fit over to fresh tables.
+
+    Args:
+        parent: the fit whose models stay; it is not changed.
+        tables: validated; everything that shall be known, not what is new alone.
+        config: of the parent.
+        device: resolved.
+        as_of: exclusive end of what is known, in UTC; by default one second after the last interaction.
+        cache: of the parent's encoder; an interrupted run finds there what it has encoded.
+
+    Raises:
+        InvalidData: a table lacks what the models were fitted with, or nothing lies before `as_of`.
+        BundleCorrupt: the cache is damaged.
+    """
+    check_tables(parent, tables)
+    interactions, late, moment = _before(tables.interactions, as_of)
+    catalogue = Catalogue.of(tables.items, ignore_columns=config.ignore_columns)
+    text_vectors, encoded = carried_vectors(parent, catalogue.texts, cache, progress=config.progress)
+    events = to_events(interactions, catalogue, parent.towers.event_kinds)
+    towers = _carried(parent, catalogue, text_vectors, events, config, device)
+    snapshot = take_snapshot(
+        events, moment.timestamp(), towers, catalogue, config,
+        repeats=not parent.hide_seen, clock=parent.window_kind == "last", weights=parent.weights,
+    )  # fmt: skip
+    old = parent.catalogue
+    added = int((old.rows_of(tables.items["item_id"]) < 0).sum())
+    counts = Counts(
+        items=len(catalogue), added=added, dropped=len(old) - (len(catalogue) - added),
+        texts=len(catalogue.texts), kept=len(catalogue.texts) - encoded, encoded=encoded,
+        users=events["user_id"].n_unique(), interactions=events.height, late=late,
+    )  # fmt: skip
+    fitted = replace(
+        parent, catalogue=catalogue, events=events, users=tables.users, towers=towers, snapshot=snapshot,
+        as_of=moment.timestamp(), notes=_notes(parent.notes, moment),
+    )  # fmt: skip
+    return Refreshed(fitted, counts)
+
+
+def check_tables(parent: Fitted, tables: Tables) -> None:
+    """Refuse tables that lack what the models were fitted with, or have it in another type.
+
+    Raises:
+        InvalidData: which column it is.
+    """
+    _same_columns(parent.catalogue.items, tables.items, "items")
+    kind, given = parent.events.schema["user_id"], tables.interactions.schema["user_id"]
+    if kind != given:
+        raise InvalidData(
+            table="interactions", column="user_id", rule=f"is {given}, the model was fitted with {kind}",
+            remedy="spell the ids as at the fit, or fit again",
+        )  # fmt: skip
+    if parent.users is not None and tables.users is None:
+        raise InvalidData(
+            table="users", rule="is not given, but the model was fitted with it",
+            remedy="pass the users table, or fit again without",
+        )  # fmt: skip
+    if parent.users is not None and tables.users is not None:
+        _same_columns(parent.users, tables.users, "users")
+
+
+def _same_columns(old: pl.DataFrame, new: pl.DataFrame, table: str) -> None:
+    for name, kind in old.schema.items():
+        if new.schema.get(name) != kind:
+            found = f"is {new.schema[name]}" if name in new.schema else "is missing"
+            raise InvalidData(
+                table=table, column=name, rule=f"{found}, the model was fitted with {name} as {kind}",
+                remedy="give the column as at the fit, or fit again",
+            )  # fmt: skip
+
+
+def _before(interactions: pl.DataFrame, as_of: datetime | None) -> tuple[pl.DataFrame, int, datetime]:
+    moment = end_of(interactions) if as_of is None else as_of
+    known = interactions.filter(pl.col("timestamp") < moment)
+    if known.is_empty():
+        raise InvalidData(
+            table="interactions", column="timestamp", rule=f"no interaction lies before as_of {moment}",
+            remedy="pass a later as_of, or check the time zone of the timestamps",
+        )  # fmt: skip
+    return known, interactions.height - known.height, moment
+
+
+def carried_vectors(
+    parent: Fitted, texts: Sequence[str], cache: EmbeddingCache | None = None, *, progress: bool = False
+) -> tuple[npt.NDArray[np.float32], int]:
+    """Vectors of texts, float32 (n, text_dim), and how many of them are not the parent's own."""
+    places = {text: row for row, text in enumerate(parent.catalogue.texts)}
+    rows = np.fromiter((places.get(text, -1) for text in texts), np.int64, len(texts))
+    vectors = np.empty((len(texts), parent.towers.encoder.dim), dtype=np.float32)
+    known = rows >= 0
+    vectors[known] = parent.towers.text_vectors[rows[known]]
+    wanted = np.flatnonzero(~known)
+    if not len(wanted):
+        return vectors, 0
+    before = 0 if cache is None else len(cache)
+    try:
+        vectors[wanted] = parent.towers.encoder.encode([texts[row] for row in wanted], cache=cache, progress=progress)
+    except RuntimeError as error:
+        if cache is None or "embedding cache" not in str(error):
+            raise
+        raise BundleCorrupt(str(error)) from error
+    return vectors, len(wanted) if cache is None else len(cache) - before
+
+
+def _carried(
+    parent: Fitted,
+    catalogue: Catalogue,
+    text_vectors: npt.NDArray[np.float32],
+    events: pl.DataFrame,
+    config: RecommenderConfig,
+    device: str,
+) -> Towers:
+    old = parent.towers
+    tower, vectors, searchable = carried_items(parent, catalogue, text_vectors, events["item_row"].to_numpy())
+    same = catalogue.texts == parent.catalogue.texts
+    neighbours = old.text_neighbours if same else text_neighbours(catalogue.texts, config.lexical)
+    return replace(
+        old, item_tower=tower, text_vectors=text_vectors, item_vectors=vectors, searchable=searchable,
+        index=configured_index(vectors, config, device), text_neighbours=neighbours,
+    )  # fmt: skip
+
+
+def carried_items(
+    parent: Fitted, catalogue: Catalogue, text_vectors: npt.NDArray[np.float32], item_rows: npt.NDArray[np.int32]
+) -> tuple[ItemTower, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Item tower, item vectors and what of them is searchable, for another catalogue.
+
+    A new item has no residual, so only a text makes it searchable.
+    """
+    old = parent.towers
+    rows = parent.catalogue.rows_of(catalogue.items["item_id"])
+    tower = renumbered(old.item_tower, rows)
+    counts = np.bincount(item_rows, minlength=len(catalogue)).astype(np.float32)
+    features = ItemFeatures(text_vectors, old.words.transform(catalogue.texts), catalogue.text_rows, counts)
+    learnt = (rows >= 0) & (counts >= tower.config.min_interactions)
+    return tower, tower.encode(features), catalogue.has_text | learnt
+
+
+def renumbered(tower: ItemTower, rows: Rows) -> ItemTower:
+    """The tower for another catalogue.
+
+    Args:
+        tower: as learnt; it is not changed.
+        rows: int64 (n,), the row that each item had, -1 for one that is new.
+    """
+    state = dict(tower.state_dict())
+    weight = state["residuals.weight"]
+    known = torch.from_numpy(rows >= 0)
+    moved = torch.zeros((len(rows), weight.shape[1]), dtype=weight.dtype)
+    moved[known] = weight.cpu()[torch.from_numpy(rows[rows >= 0])]
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+        made = ItemTower(tower.config, text_dim=tower.text_dim, n_words=tower.n_words, n_items=len(rows))
+    made.load_state_dict({**state, "residuals.weight": moved})
+    return made.to(weight.device).eval()
+
+
+def _notes(notes: Sequence[str], moment: datetime) -> tuple[str, ...]:
+    learnt = [note for note in notes if not note.startswith(NOTE)]
+    return (*learnt, f"{NOTE}items, histories and sources as of {moment:%Y-%m-%d %H:%M:%S} UTC; models as fitted.")
+
+
+def as_json(counts: Counts) -> dict[str, int]:
+    """The counts by name."""
+    return asdict(counts)

@@ -1,0 +1,197 @@
+"""The nightly job, from tables to a live version."""
+
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recsys import Recommender
+from recsys.config import config_from_dict
+from recsys.errors import BundleNotFound, InvalidData, PublishRefused
+from recsys.rebuild.gates import GatesConfig
+from recsys.rebuild.job import RebuildConfig, fingerprint, init, run, write_metrics
+from recsys.rebuild.store import Store
+from recsys.schema import validate
+from recsys.synthetic import Synthetic, generate
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def data() -> Synthetic:
+    return generate(n_users=60, n_items=80, n_topics=4, events_per_user=12, n_cold_items=4)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bert: str, data: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved recommender that knows all but the newest tenth of the interactions."""
+    config = config_from_dict(
+        {
+            "encoder": {"model": tiny_bert},
+            "contrastive": {"encoder_steps": 2, "tower_max_steps": 3},
+            "interest": {"max_groups": 16, "group_size": 4},
+            "n_interest": 0,
+            "probabilities": False,
+            "device": "cpu",
+            "progress": False,
+        }
+    )
+    folder = tmp_path_factory.mktemp("model") / "saved"
+    Recommender(config).fit(known(data), data.items, data.users).save(folder)
+    return folder
+
+
+def known(data: Synthetic) -> pl.DataFrame:
+    cut = data.interactions["timestamp"].quantile(0.9, "lower")
+    return data.interactions.filter(pl.col("timestamp") < cut)
+
+
+@pytest.fixture
+def store(model: Path, tmp_path: Path) -> Store:
+    made = Store.create(tmp_path / "store")
+    init(made, model, now=NOW)
+    return made
+
+
+def renamed(items: pl.DataFrame, count: int) -> pl.DataFrame:
+    changed = pl.int_range(pl.len()) < count
+    return items.with_columns(title=pl.when(changed).then(pl.col("title") + " anew").otherwise(pl.col("title")))
+
+
+EASY = RebuildConfig(gates=GatesConfig(margin=1.0))
+
+
+def test_only_what_changed_is_encoded_and_the_same_inputs_change_nothing(store: Store, data: Synthetic) -> None:
+    first = run(store, data.interactions, renamed(data.items, 3), data.users, now=NOW, config=EASY)
+    assert first.outcome == "promoted"
+    assert first.counts["encoded"] == 3
+    assert first.counts["interactions"] == data.interactions.height
+    assert all(gate.passed for gate in first.gates)
+    assert [gate.name for gate in first.gates] == ["items", "vectors", "recall", "freshest", "golden", "reopen"]
+    current = store.current()
+    again = run(store, data.interactions.reverse(), renamed(data.items, 3), data.users, now=NOW, config=EASY)
+    assert (again.outcome, again.counts["encoded"], again.version) == ("unchanged", 0, first.version)
+    assert store.current() == current
+    assert len(store.verify().metadata["gates"]) == 6
+
+
+def test_force_builds_the_same_content_again(store: Store, data: Synthetic) -> None:
+    first = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
+    forced = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY, force=True)
+    assert forced.outcome == "promoted"
+    assert store.content_hash(forced.version) == store.content_hash(first.version)
+
+
+def test_dropped_and_added_items(store: Store, data: Synthetic) -> None:
+    gone, new = data.items["item_id"][0], data.items[:1].with_columns(item_id=pl.lit("zz new"), title=pl.lit("novel"))
+    items = pl.concat([data.items[1:], new])
+    result = run(store, data.interactions, items, data.users, now=NOW, config=EASY)
+    assert (result.counts["added"], result.counts["dropped"]) == (1, 1)
+    served = Recommender.load(store.bundle(result.version))
+    assert gone not in served.items.to_list()
+    assert "zz new" in served.similar_items(["zz new"], 3)["item_id"].to_list()
+
+
+def test_a_failed_gate_keeps_what_is_live_and_the_bundle(store: Store, data: Synthetic) -> None:
+    before = store.current()
+    half = data.items.head(data.items.height // 2)
+    with pytest.raises(PublishRefused, match=r"gate items: 0\.5 is not 0\.8 to 2\.0"):
+        run(store, data.interactions, half, data.users, now=NOW)
+    assert store.current() == before
+    kept = [version for version in store.versions() if before is not None and version != before.version]
+    assert len(kept) == 1
+    with pytest.raises(PublishRefused, match="gate items"):  # the same tables: refused without building again
+        run(store, data.interactions, half, data.users, now=NOW)
+
+
+def test_rolled_back_is_not_promoted_again(store: Store, data: Synthetic) -> None:
+    result = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
+    store.rollback(run_id="rollback", promoted_at=NOW)
+    again = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
+    assert again.outcome == "unchanged"
+    assert again.version != result.version
+
+
+def test_what_was_published_before_a_crash_is_promoted_without_building(
+    store: Store, data: Synthetic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Store, "promote", killed)
+        run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
+    result = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
+    assert result.outcome == "promoted"
+    assert "refresh" not in result.seconds
+
+
+def test_an_interrupted_run_encodes_nothing_twice(
+    store: Store, data: Synthetic, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    items = renamed(data.items, 5)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("recsys.rebuild.job.write_fitted", killed)
+        run(store, data.interactions, items, data.users, now=NOW, config=EASY)
+    result = run(store, data.interactions, items, data.users, now=NOW, config=EASY)
+    assert result.counts["encoded"] == 0
+    other = Store.create(tmp_path / "other")
+    init(other, model, now=NOW)
+    undisturbed = run(other, data.interactions, items, data.users, now=NOW, config=EASY)
+    assert other.content_hash(undisturbed.version) == store.content_hash(result.version)
+
+
+def test_tables_that_lack_what_the_model_knows(store: Store, data: Synthetic) -> None:
+    before = store.current()
+    with pytest.raises(InvalidData, match="users: is not given, but the model was fitted with it"):
+        run(store, data.interactions, data.items, now=NOW)
+    other = data.interactions.with_columns(user_id=pl.col("user_id").str.slice(1).cast(pl.Int64))
+    users = data.users.with_columns(user_id=pl.col("user_id").str.slice(1).cast(pl.Int64))
+    with pytest.raises(InvalidData, match="user_id: is Int64, the model was fitted with String"):
+        run(store, other, data.items, users, now=NOW)
+    if data.users.width > 1:
+        with pytest.raises(InvalidData, match="is missing, the model was fitted with"):
+            run(store, data.interactions, data.items, data.users.select("user_id"), now=NOW)
+    with pytest.raises(InvalidData, match="no interaction lies before as_of"):
+        run(store, data.interactions, data.items, data.users, now=NOW, as_of=NOW - timedelta(days=9999))
+    with pytest.raises(InvalidData, match="has no rows"):
+        run(store, data.interactions, data.items.clear(), data.users, now=NOW)
+    assert store.current() == before
+
+
+def test_what_lies_after_as_of_is_left_out(store: Store, data: Synthetic) -> None:
+    last = data.interactions["timestamp"].max()
+    future = data.interactions[:3].with_columns(timestamp=pl.lit(last) + pl.duration(days=365))
+    told = run(
+        store, pl.concat([data.interactions, future]), data.items, data.users,
+        now=NOW, as_of=pl.Series([last]).dt.replace_time_zone("UTC")[0] + timedelta(seconds=1), config=EASY,
+    )  # fmt: skip
+    assert told.counts["late"] == 3
+
+
+def test_a_store_without_a_live_version(tmp_path: Path, data: Synthetic) -> None:
+    with pytest.raises(BundleNotFound, match="has no live version yet"):
+        run(Store.create(tmp_path / "empty"), data.interactions, data.items, now=NOW)
+
+
+def test_the_fingerprint_is_of_the_content(data: Synthetic) -> None:
+    tables = validate(data.interactions, data.items, data.users)
+    same = validate(data.interactions.reverse(), data.items.reverse(), data.users)
+    assert fingerprint(tables, None) == fingerprint(same, None)
+    assert fingerprint(tables, None) != fingerprint(tables, NOW)
+    assert fingerprint(tables, None) != fingerprint(replace(tables, users=None), None)
+
+
+def test_metrics_file(store: Store, data: Synthetic, tmp_path: Path) -> None:
+    result = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
+    write_metrics(result, tmp_path / "recsys.prom", now=NOW)
+    text = (tmp_path / "recsys.prom").read_text()
+    assert "recsys_rebuild_promoted 1\n" in text
+    assert 'recsys_rebuild_gate{gate="recall"} 1.0' in text
+    assert shutil.which("promtool") is None or text.endswith("\n")
