@@ -58,7 +58,7 @@ class Split:
 
 
 def hash_of(*tests: pl.DataFrame) -> str:
-    """The test hash of several cuts together; of one it is that of `Split.test_hash`."""
+    """The test hash of several cuts together; of one it is `Split.test_hash`."""
     digest = hashlib.sha256()
     for test in tests:
         pairs = test.select("user_id", "item_id").unique().sort("user_id", "item_id")
@@ -132,11 +132,7 @@ def rolling_splits(interactions: pl.DataFrame, *, test_share: float = 0.1, n_cut
     """Several global cuts, oldest first: each test lasts until the next cut, the last one until the end.
 
     Every test holds about `test_share` (in (0, 1)) / `n_cuts` (at least 1) of all rows. Cuts that equal timestamps make
-    the same are one.
-
-    Raises:
-        InvalidConfig: `test_share` or `n_cuts` is out of range.
-        InvalidData: `interactions` has no rows.
+    the same are one. Raises as `time_split`, and InvalidConfig where `n_cuts` is out of range.
     """
     if n_cuts < 1:
         raise InvalidConfig(f"n_cuts is {n_cuts}; it must be at least 1")
@@ -197,9 +193,7 @@ def split_all(
 ) -> tuple[Split, ...]:
     """All cuts of a split by name; every kind but "rolling" has one.
 
-    Raises:
-        InvalidConfig: `kind` is unknown, or the chosen split refuses its arguments.
-        InvalidData: `interactions` has no rows.
+    Raises InvalidConfig where `kind` is unknown, and what the chosen split raises.
     """
     match kind:
         case "time":
@@ -374,8 +368,7 @@ def _last_windows(rows: pl.DataFrame, reason: str) -> Windows:
 
 def _ordered(interactions: pl.DataFrame) -> pl.DataFrame:
     """The same rows, ordered by content alone."""
-    first = ["timestamp", "user_id", "item_id"]
-    return interactions.sort(first + [name for name in interactions.columns if name not in first])
+    return interactions.sort(list(dict.fromkeys(["timestamp", "user_id", "item_id", *interactions.columns])))
 
 
 def _cut_row(timestamps: pl.Series, target: float) -> int:

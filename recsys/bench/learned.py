@@ -56,7 +56,8 @@ class Ease(Baseline):
         return below_zero(popularity)
 
     def _own(self, rows: RowArray) -> Any:
-        scores = np.maximum(self._seen[rows][:, self._taken] @ self._weights, 0).astype(np.float64)
+        taken = self._seen[rows][:, self._taken].astype(np.float32)  # float64 would copy all weights
+        scores = np.maximum(taken @ self._weights, 0).astype(np.float64)
         among = sparse.coo_array(scores)
         return sparse.csr_array((among.data, (among.row, self._taken[among.col])), shape=(len(rows), self._n_items))
 

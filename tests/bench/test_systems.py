@@ -120,6 +120,12 @@ def test_rolling_cuts_are_pooled(data):
     assert known.rows[0].metrics["ndcg@10"].low < known.rows[0].metrics["ndcg@10"].high
 
 
+def test_a_random_split_warns(data):
+    result = run_bench(data, systems=["popular"], split="random", n_samples=20)
+    assert result.split == "random"
+    assert any(note.startswith("WARNING: a random split leaks the future") for note in result.notes)
+
+
 def test_a_catalogue_without_a_word(data):
     items = prepare(data).tables.items
     bare = without_text(items)
