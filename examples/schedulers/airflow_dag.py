@@ -1,7 +1,7 @@
 """An Airflow DAG around the nightly rebuild; put it into the DAGs folder.
 
-Exit codes (docs/store.md): 75, another run is at work, counts as skipped. Airflow repeats every other failure; a refused
-gate (3) or bad data (65) repeats quickly and publishes nothing.
+Exit codes (docs/store.md): 75, another run is at work, counts as skipped. Airflow repeats every other failure; what a
+refused gate (3) or bad data (65) repeats publishes nothing.
 """
 
 from datetime import datetime, timedelta

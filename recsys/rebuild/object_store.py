@@ -175,8 +175,9 @@ class ObjectStore:
         return self._local.stage(run_id)
 
     def published(self, run_id: str) -> str | None:
-        """See `Store.published`."""
-        return self._local.published(run_id)
+        """See `Store.published`; None where the upload was cut off, and `publish` goes on with it."""
+        version = self._local.published(run_id)
+        return version if version in self._manifests() else None
 
     def append_step(self, run_id: str, step: str, **facts: Any) -> None:
         """See `Store.append_step`; logs are local."""
@@ -253,7 +254,7 @@ class ObjectStore:
             return victims
 
     def pull(self, version: str, folder: Path) -> Path:
-        """Download a version into `folder/<version>`, verified before it appears there; kept where it is there whole.
+        """Download a version into `folder/<version>`, verified before it appears there; an undamaged copy is kept.
 
         Raises:
             BundleNotFound: there is no such version.
@@ -261,7 +262,7 @@ class ObjectStore:
         """
         manifest, raw = self._manifest(version)
         target = folder / version
-        if target.is_dir() and (target / MANIFEST).read_bytes() == raw:
+        if _whole(target, raw):
             return target
         self._check_names(version, manifest)
         folder.mkdir(parents=True, exist_ok=True)
@@ -356,6 +357,15 @@ class ObjectStore:
             version = meta["path"].split("/")[1]
             stamps[version] = max(meta["last_modified"], stamps.get(version, meta["last_modified"]))
         return stamps
+
+
+def _whole(folder: Path, raw_manifest: bytes) -> bool:
+    """Whether a local copy is there, of that manifest and undamaged."""
+    try:
+        open_bundle(folder)
+        return (folder / MANIFEST).read_bytes() == raw_manifest
+    except (BundleNotFound, BundleCorrupt, BundleIncompatible):
+        return False
 
 
 def _manifest_first(path: str) -> tuple[bool, str]:

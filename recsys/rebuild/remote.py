@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from recsys.bundle import REMEDY, FileSeal
 from recsys.errors import BundleCorrupt, BundleError, BundleNotFound, InvalidConfig, PublishRefused
 
 CHUNK = 8 * 2**20
+RETRY: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=30)}
 
 
 class Conflict(Exception):
@@ -41,7 +43,7 @@ class Remote:
             raise InvalidConfig(f"{url} needs obstore: pip install 'recsys-twostage[object-store]'") from error
         self.url, self._obstore = url.rstrip("/"), obstore
         try:
-            self._store: Any = from_url(url, config=dict(options)) if options else from_url(url)  # type: ignore[call-overload]
+            self._store: Any = from_url(url, config=dict(options or {}), retry_config=RETRY)  # type: ignore[call-overload]
         except (obstore.exceptions.BaseError, ValueError) as error:
             raise InvalidConfig(f"{url}: {_brief(error)}") from error
 

@@ -216,6 +216,30 @@ class TestManifest:
         with pytest.raises(BundleCorrupt, match="lacks an entry or has an unknown one"):
             open_bundle(sealed)
 
+    def test_refuses_names_that_differ_in_case_alone(self, sealed: Path) -> None:
+        reseal(sealed, lambda body: body["files"].update({"A.txt": body["files"]["a.txt"]}))
+        with pytest.raises(BundleCorrupt, match=r"has 'A\.txt' and 'a\.txt', which differ in case alone"):
+            open_bundle(sealed)
+
+    def test_refuses_a_million_files(self, sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bundle, "MAX_FILES", 3)
+        with pytest.raises(BundleCorrupt, match="has 4 files, at most 3 can be"):
+            open_bundle(sealed)
+        with pytest.raises(PublishRefused, match="has 4 files, at most 3 can be"):
+            write_bundle(sealed, fill)
+
+    @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"3", b"\xff", b'{"seal": 1}'])
+    def test_unsealed_refuses(self, raw: bytes) -> None:
+        with pytest.raises(ValueError):  # noqa: PT011
+            bundle.unsealed(raw)
+
+    def test_replace_file_keeps_the_old_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        bundle.replace_file(tmp_path / "x", b"old")
+        monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(OSError, match="full"):
+            bundle.replace_file(tmp_path / "x", b"new")
+        assert tree(tmp_path) == {"x": b"old"}
+
     @pytest.mark.parametrize("found", ["2", "0", 1, None])
     def test_refuses_another_format(self, sealed: Path, found: object) -> None:
         (sealed / "MANIFEST.json").write_text(json.dumps({"format": found, "something": "new"}))
