@@ -5,6 +5,7 @@ Owns the blocks in which users are ranked and what a user without history gets. 
 """
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +13,48 @@ import polars as pl
 from tqdm import tqdm
 
 from ranking.rerank import top_k
+from recsys.arguments import FilterSeen, hide_seen, positive
 from recsys.config import RecommenderConfig
 from recsys.fitted import Fitted
-from recsys.rules import ReadyRules, arrange
+from recsys.rules import ReadyRules, Rules, arrange, prepare_rules
 from recsys.snapshot import People, candidate_frame
 
 log = logging.getLogger("recsys")
 
 USERS_PER_BLOCK = 512
+
+
+def named_lists(
+    state: Fitted,
+    people: People,
+    ids: pl.Series,
+    k: int,
+    config: RecommenderConfig,
+    *,
+    filter_seen: FilterSeen,
+    blocked: npt.NDArray[np.bool_],
+    rules: Rules | None,
+    details: bool,
+) -> pl.DataFrame:
+    """Rank, a word about short lists, and ids instead of rows; see `Recommender.recommend`."""
+    hide = hide_seen(filter_seen, auto=state.hide_seen)
+    ready = None if rules is None else prepare_rules(rules, state, positive(k, "k"))
+    lists = best_items(
+        state, people, positive(k, "k"), config, blocked=blocked if ready is None else blocked | ~ready.allowed,
+        hide_seen=hide, progress=config.progress and len(ids) > 1, rules=ready,
+    )  # fmt: skip
+    report_short(state, lists, len(ids), k)
+    columns = ["user_id", "item_id", "rank", "score"]
+    if details:
+        columns += ["source", "stage1_score", "interest_score", "is_fallback"]
+        lists = with_source(lists)
+    return named(state, lists, ids, columns)
+
+
+def named(state: Fitted, lists: pl.DataFrame, ids: pl.Series, columns: Sequence[str]) -> pl.DataFrame:
+    """Some columns, with `user_id` and `item_id` made from `user_row` and `item_row`."""
+    items = state.catalogue.ids_of(lists["item_row"].to_numpy())
+    return lists.with_columns(user_id=ids.gather(lists["user_row"]), item_id=items).select(columns)
 
 
 def best_items(

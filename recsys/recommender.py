@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import narwhals as nw
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from ranking.rerank import top_k
-from recsys import pipeline
+from recsys import online, pipeline
 from recsys.activity import ActivityModel
 from recsys.arguments import FilterSeen, OnUnknown, asked_alone, distinct_texts, hide_seen, positive
 from recsys.bundle import open_bundle, write_bundle
@@ -22,16 +20,16 @@ from recsys.config import RecommenderConfig, config_from_dict
 from recsys.device import resolve_device
 from recsys.errors import NotFitted
 from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
-from recsys.lists import best_items, report_short, with_source
+from recsys.lists import named, named_lists, report_short, with_source
 from recsys.nearest import nearest_to_items, nearest_to_texts
 from recsys.pairs import Pairs, pair_probabilities, probabilities_of
 from recsys.prediction import PairReports
 from recsys.probability_report import ProbabilityReport
 from recsys.reasons import check_language, explain_items
 from recsys.requests import blocked_items, ending_now, item_rows, known_people, people_of, report_unknown, user_ids
-from recsys.rules import Rules, prepare_rules
+from recsys.rules import Rules
 from recsys.schema import Table, to_caller, validate, validate_histories
-from recsys.snapshot import People, to_frame
+from recsys.snapshot import to_frame
 
 
 class Recommender:
@@ -124,7 +122,11 @@ class Recommender:
         ids = user_ids(state, users)
         report_unknown(state, ids, on_unknown)
         blocked = blocked_items(state.catalogue, allow_items, deny_items)
-        return self._lists(known_people(state, ids), ids, k, filter_seen, blocked, rules, details=details)
+        lists = named_lists(
+            state, known_people(state, ids), ids, k, self.config,
+            filter_seen=filter_seen, blocked=blocked, rules=rules, details=details,
+        )  # fmt: skip
+        return to_caller(lists, self._implementation)
 
     def recommend_for(
         self,
@@ -152,7 +154,11 @@ class Recommender:
         events, ids = pipeline.to_events(given.interactions, state.catalogue, state.towers.event_kinds), given.users
         people = people_of(state, events if given.timed else ending_now(state, events), ids)
         blocked = blocked_items(state.catalogue, allow_items, deny_items)
-        return self._lists(people, ids, k, filter_seen, blocked, rules, details=details)
+        lists = named_lists(
+            state, people, ids, k, self.config,
+            filter_seen=filter_seen, blocked=blocked, rules=rules, details=details,
+        )  # fmt: skip
+        return to_caller(lists, self._implementation)
 
     def retrieve(
         self,
@@ -190,7 +196,8 @@ class Recommender:
         frame = to_frame(found).with_columns(score=pl.col("stage1_score"))
         ranked = with_source(top_k(frame, n_candidates))
         report_short(state, ranked, len(ids), n_candidates)
-        return self._named(ranked, ids, ["user_id", "item_id", "rank", "score", "source"])
+        found_lists = named(state, ranked, ids, ["user_id", "item_id", "rank", "score", "source"])
+        return to_caller(found_lists, self._implementation)
 
     def explain(
         self,
@@ -321,6 +328,25 @@ class Recommender:
         """How good `predict_activity` was for the last horizon before the fit's end; raises as that does."""
         return self._activity_model(horizon).report
 
+    def upsert_items(self, items: Table) -> None:
+        """Add items or replace known ones; they can be recommended at once. See `recsys.online` for these four."""
+        self._fitted = online.upsert_items(self._state, items, self.config)
+
+    def delete_items(self, ids: Iterable[Any]) -> None:
+        """Never show these items again, until they are upserted."""
+        self._fitted = online.delete_items(self._state, ids)
+
+    def delete_users(self, ids: Iterable[Any]) -> online.DeletionReceipt:
+        """Remove people and everything they did; the receipt says how many rows that were."""
+        self._fitted, receipt = online.delete_users(self._state, ids, self.config)
+        self._activity = {}
+        return receipt
+
+    def update_interactions(self, interactions: Table) -> None:
+        """Add newer interactions; rows that are known change nothing."""
+        self._fitted = online.update_interactions(self._state, interactions, self.config)
+        self._activity = {}
+
     def save(self, folder: str | Path) -> None:
         """Write a sealed folder: every file with its length and sha256 in `MANIFEST.json`, nothing half-written.
 
@@ -365,35 +391,3 @@ class Recommender:
             model = ActivityModel.learn(state.events, state.as_of, horizon, self.config.heads, seed=seed)
             self._activity[horizon] = model
         return self._activity[horizon]
-
-    def _lists(
-        self,
-        people: People,
-        ids: pl.Series,
-        k: int,
-        filter_seen: FilterSeen,
-        blocked: npt.NDArray[np.bool_],
-        rules: Rules | None,
-        *,
-        details: bool,
-    ) -> Any:
-        """Rank, then ids instead of rows, a word about short lists, and the caller's frame library."""
-        hide = hide_seen(filter_seen, auto=self._state.hide_seen)
-        ready = None if rules is None else prepare_rules(rules, self._state, positive(k, "k"))
-        lists = best_items(
-            self._state, people, positive(k, "k"), self.config,
-            blocked=blocked if ready is None else blocked | ~ready.allowed,
-            hide_seen=hide, progress=self.config.progress and len(ids) > 1, rules=ready,
-        )  # fmt: skip
-        report_short(self._state, lists, len(ids), k)
-        columns = ["user_id", "item_id", "rank", "score"]
-        if details:
-            columns += ["source", "stage1_score", "interest_score", "is_fallback"]
-            lists = with_source(lists)
-        return self._named(lists, ids, columns)
-
-    def _named(self, lists: pl.DataFrame, ids: pl.Series, columns: list[str]) -> Any:
-        named = lists.with_columns(
-            user_id=ids.gather(lists["user_row"]), item_id=self._state.catalogue.ids_of(lists["item_row"].to_numpy())
-        )
-        return to_caller(named.select(columns), self._implementation)

@@ -38,6 +38,7 @@ __all__ = [
     "to_caller",
     "validate",
     "validate_histories",
+    "validate_items",
 ]
 
 logger = logging.getLogger("recsys")
@@ -46,17 +47,7 @@ Histories: TypeAlias = Table | Mapping[Any, Sequence[Any]]
 """An interactions table (`timestamp` optional), or a mapping from user id to item ids, oldest first."""
 
 USER_ALIASES = ("userId", "userID", "USER_ID", "user", "uid", "visitorid", "customer_id", "household_id")
-ITEM_ALIASES = (
-    "itemId",
-    "itemID",
-    "ITEM_ID",
-    "item",
-    "movieId",
-    "product_id",
-    "article_id",
-    "parent_asin",
-    "asin",
-)
+ITEM_ALIASES = ("itemId", "itemID", "ITEM_ID", "item", "movieId", "product_id", "article_id", "parent_asin", "asin")
 TIME_ALIASES = ("datetime", "TIMESTAMP", "time", "date", "ts", "unixReviewTime", "transaction_timestamp")
 
 ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -178,6 +169,11 @@ def validate(
         notes=tuple(notes.sentences),
         implementation=tables.implementation_of(interactions),
     )
+
+
+def validate_items(items: Table) -> pl.DataFrame:
+    """The items table alone in canonical form; raises as `validate` does."""
+    return _items(read_table(items, "items"), _Notes())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

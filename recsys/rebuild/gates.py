@@ -191,7 +191,7 @@ def reopened(folder: Path, new: Fitted, config: RecommenderConfig, gates: GatesC
     people = golden_users(new, gates)
     ours = lists_of(new, people, config, gates.k).select("user_id", "item_id", "rank")
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", "recsys.rebuild.reopen", str(folder), str(gates.k)],
             input=json.dumps(people.to_list()), capture_output=True, text=True, timeout=gates.reopen_seconds,
         )  # fmt: skip

@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-
 from indexing.embedding_cache import EmbeddingCache
 from recsys.bundle import Manifest, open_bundle, replace_file, seal_bundle
 from recsys.config import RecommenderConfig, config_from_dict

@@ -1,0 +1,119 @@
+"""What changes between two rebuilds."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from recsys import Recommender
+from recsys.config import config_from_dict
+from recsys.errors import InvalidData
+from recsys.synthetic import Synthetic, generate
+
+
+@pytest.fixture(scope="module")
+def data() -> Synthetic:
+    return generate(n_users=60, n_items=80, n_topics=4, events_per_user=12, n_cold_items=4)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_bert: str, data: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = config_from_dict(
+        {
+            "encoder": {"model": tiny_bert},
+            "contrastive": {"encoder_steps": 2, "tower_max_steps": 3},
+            "n_interest": 0,
+            "probabilities": False,
+            "device": "cpu",
+            "progress": False,
+        }
+    )
+    folder = tmp_path_factory.mktemp("model") / "saved"
+    Recommender(config).fit(data.interactions, data.items, data.users).save(folder)
+    return folder
+
+
+@pytest.fixture
+def served(saved: Path) -> Recommender:
+    made = Recommender.load(saved, device="cpu")
+    return made
+
+
+def new_items(data: Synthetic) -> pl.DataFrame:
+    """Two items whose texts are those of known ones, under new ids."""
+    return data.items[:2].with_columns(item_id="new " + pl.col("item_id"))
+
+
+def test_new_items_are_found_at_once_and_survive_a_save(served: Recommender, data: Synthetic, tmp_path: Path) -> None:
+    before = served._state
+    served.upsert_items(new_items(data))
+    assert len(before.catalogue) == data.items.height  # the state that others may still hold is as it was
+    ids = new_items(data)["item_id"].to_list()
+    near = served.similar_items(ids, 5).filter(pl.col("rank") == 1)
+    users = data.users["user_id"].head(20)
+    lists = served.recommend(users, 100, allow_items=ids)
+    assert set(lists["item_id"]) == set(ids)
+    assert near["score"].min() > 0.5
+    served.save(tmp_path / "again")
+    loaded = Recommender.load(tmp_path / "again", device="cpu")
+    assert_frame_equal(loaded.recommend(users, 10), served.recommend(users, 10), abs_tol=1e-5)
+
+
+def test_a_changed_item_lies_elsewhere_and_nothing_else_moves(served: Recommender, data: Synthetic) -> None:
+    before = served._state.towers.item_vectors.copy()
+    served.upsert_items(data.items[:1].with_columns(title=pl.lit("wholly other words")))
+    after = served._state.towers.item_vectors
+    assert abs(after[0] - before[0]).max() > 1e-3
+    assert abs(after[1:] - before[1:]).max() < 1e-5
+    found, _ = served._state.towers.index.search(after[:1], 1)
+    assert found[0, 0] == 0
+
+
+def test_deleted_items_are_in_no_answer_until_they_come_back(served: Recommender, data: Synthetic) -> None:
+    users = data.users["user_id"].head(20)
+    gone = served.recommend(users, 3)["item_id"].unique().to_list()
+    served.delete_items(gone)
+    assert not set(gone) & set(served.recommend(users, 50)["item_id"])
+    assert not set(gone) & set(served.retrieve(users, 50)["item_id"])
+    kept = [item for item in data.items["item_id"] if item not in gone]
+    assert not set(gone) & set(served.similar_items(kept[:3], 50)["similar_item_id"])
+    assert not set(gone) & set(served.search(["anything"], 50)["item_id"])
+    served.upsert_items(data.items.filter(pl.col("item_id").is_in(gone)))
+    assert set(gone) & set(served.recommend(users, 3)["item_id"])
+
+
+def test_deleted_users_are_nowhere_in_the_next_save(served: Recommender, data: Synthetic, tmp_path: Path) -> None:
+    user = data.interactions["user_id"][0]
+    rows = data.interactions.filter(pl.col("user_id") == user).height
+    receipt = served.delete_users([user, "nobody"])
+    assert (receipt.users, receipt.unknown, receipt.interactions, receipt.attributes) == (2, 1, rows, 1)
+    served.save(tmp_path / "without")
+    for path in (tmp_path / "without").rglob("*.parquet"):
+        frame = pl.read_parquet(path)
+        for column in frame.select(pl.col(pl.String)):
+            assert user not in column.to_list(), path
+    for path in (tmp_path / "without").rglob("*"):
+        if path.is_file() and path.suffix in (".json", ".txt"):
+            assert str(user).encode() not in path.read_bytes(), path
+    assert served.recommend([user], 3, details=True)["is_fallback"].all()
+    with pytest.raises(InvalidData, match="names everybody"):
+        served.delete_users(served.users)
+
+
+def test_new_interactions_count_and_repeated_ones_do_not(served: Recommender, data: Synthetic) -> None:
+    state = served._state
+    served.update_interactions(data.interactions.tail(20))
+    assert served._state.events.height == state.events.height
+    last = data.interactions["timestamp"].max()
+    event = data.interactions.tail(1).with_columns(user_id=pl.lit("somebody new"), timestamp=pl.lit(last))
+    served.update_interactions(event)
+    assert "somebody new" in served.users.to_list()
+    assert not served.recommend(["somebody new"], 3, details=True)["is_fallback"].any()
+
+
+def test_tables_of_another_kind_are_refused(served: Recommender, data: Synthetic) -> None:
+    with pytest.raises(InvalidData, match="as at the fit"):
+        served.upsert_items(data.items.with_columns(item_id=pl.int_range(pl.len())))
+    with pytest.raises(InvalidData, match="the model was fitted with String"):
+        served.update_interactions(data.interactions.with_columns(user_id=pl.int_range(pl.len())))
