@@ -160,9 +160,10 @@ def prepare(
         tables.interactions, split,
         test_share=test_share, min_items=min_items, repeats=counted, n_cuts=n_cuts, seed=config.seed,
     )  # fmt: skip
-    cuts = tuple(
-        Cut(place=place, split=cut, protocols=_protocols(cut, repeats=counted)) for place, cut in enumerate(found)
-    )
+    asked = [(cut, made) for cut in found if (made := _protocols(cut, repeats=counted))]
+    if not asked:
+        raise _nothing(found[-1])
+    cuts = tuple(Cut(place=place, split=cut, protocols=made) for place, (cut, made) in enumerate(asked))
     settings = {"test_share": test_share, "min_items": min_items, "n_cuts": n_cuts, "repeats": repeats}
     return Prepared(
         dataset=dataset.name,
@@ -173,28 +174,41 @@ def prepare(
         k=k,
         ks=tuple(sorted({k, *ks})),
         settings=settings,
-        notes=(*tables.notes, *dict.fromkeys(note for cut in found for note in cut.notes), *_words(cuts, counted)),
+        notes=(
+            *tables.notes,
+            *dict.fromkeys(note for cut in found for note in cut.notes),
+            *(
+                [f"{len(found) - len(cuts)} of {len(found)} cuts have nothing to test."]
+                if len(cuts) < len(found)
+                else []
+            ),
+            *_words(cuts, counted),
+        ),
     )
 
 
 def _protocols(cut: Split, *, repeats: bool) -> tuple[Protocol, ...]:
-    """The protocols that have anything to be found."""
+    """The protocols that have anything to be found; none where no pair that counts is of a user with history."""
     pairs = cut.test.select("user_id", "item_id").unique().sort("user_id", "item_id")
     known = pairs.join(cut.train, on="user_id", how="semi", maintain_order="left")
     cold = pairs.join(cut.train, on="user_id", how="anti", maintain_order="left")
     new = known.join(cut.train, on=["user_id", "item_id"], how="anti", maintain_order="left")
     if not (new.height or (repeats and known.height)):
-        raise InvalidData(
-            table="interactions",
-            rule=f"the {cut.kind} split leaves nothing to test: no pair that counts is of a user with history in train",
-            count=cut.test.height,
-            total=cut.train.height + cut.test.height,
-            remedy="bring more interactions, take the other split, a larger test_share or a smaller min_items",
-        )
+        return ()
     return (
         *([Protocol(name=REPEATS, filter_seen=False, truth=known)] if repeats and known.height else []),
         *([Protocol(name=NEW_ONLY, filter_seen=True, truth=new)] if new.height else []),
         *([Protocol(name=COLD_USERS, filter_seen=True, truth=cold)] if cold.height else []),
+    )
+
+
+def _nothing(cut: Split) -> InvalidData:
+    return InvalidData(
+        table="interactions",
+        rule=f"the {cut.kind} split leaves nothing to test: no pair that counts is of a user with history in train",
+        count=cut.test.height,
+        total=cut.train.height + cut.test.height,
+        remedy="bring more interactions, take the other split, a larger test_share or a smaller min_items",
     )
 
 

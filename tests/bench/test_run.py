@@ -138,6 +138,12 @@ class TestPrepare:
         with pytest.raises(InvalidData, match=r"time split leaves nothing to test: .*1 of 2 rows.*bring more"):
             prepare(data, test_share=0.5)
 
+    def test_a_rolling_cut_without_anything_to_test_is_left_out(self):
+        rows = [("u", "a"), ("u", "b"), ("v", "a"), ("x", "a"), ("x", "b"), ("u", "c")]
+        prepared = prepare(dataset_of(rows), RecommenderConfig(), split="rolling", n_cuts=3, test_share=0.5)
+        assert [cut.place for cut in prepared.cuts] == [0, 1]
+        assert "1 of 3 cuts have nothing to test." in prepared.notes
+
 
 class TestReport:
     """Numbers against what pencil and paper say."""
