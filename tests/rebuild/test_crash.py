@@ -68,7 +68,7 @@ print(events, flush=True)
 """
 
 READER = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 from recsys.errors import BundleNotFound
 from recsys.rebuild.store import Store
@@ -91,6 +91,7 @@ try:
             assert again is not None and again.seq > current.seq, "what CURRENT names is not there"
             missed += 1
             continue
+        time.sleep(0.003)
         count += 1
         seqs.add(current.seq)
     result.write_text(json.dumps({"reads": count, "seqs": len(seqs), "missed": missed, "error": None}))
