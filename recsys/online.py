@@ -135,10 +135,8 @@ def upsert_items(state: Fitted, items: Table, config: RecommenderConfig) -> Fitt
     vectors, _ = carried_vectors(state, catalogue.texts)
     tower, item_vectors, searchable = carried_items(state, catalogue, vectors, state.events["item_row"].to_numpy())
     touched = np.flatnonzero(catalogue.items["item_id"].is_in(given["item_id"].implode()).to_numpy())
-    main = state.towers.index
-    newer = touched
-    if isinstance(main, DeltaIndex):
-        main, newer = main.main, np.union1d(main.newer, touched)
+    index = state.towers.index
+    main, newer = (index.main, np.union1d(index.newer, touched)) if isinstance(index, DeltaIndex) else (index, touched)
     towers = replace(
         state.towers, item_tower=tower, text_vectors=vectors, item_vectors=item_vectors, searchable=searchable,
         index=DeltaIndex(main, item_vectors, newer, config.index),

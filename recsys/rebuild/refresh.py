@@ -171,7 +171,9 @@ def carried_vectors(
         return vectors, 0
     before = 0 if cache is None else len(cache)
     try:
-        vectors[wanted] = parent.towers.encoder.encode([texts[row] for row in wanted], cache=cache, progress=progress)
+        vectors[wanted] = parent.towers.encoder.encode(
+            [texts[row] for row in wanted.tolist()], cache=cache, progress=progress
+        )
     except RuntimeError as error:
         if cache is None or "embedding cache" not in str(error):
             raise

@@ -1,0 +1,117 @@
+"""The command, its exit codes and its signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recsys import Recommender
+from recsys.config import config_from_dict
+from recsys.rebuild.cli import main
+from recsys.rebuild.store import Store
+from recsys.synthetic import generate
+
+
+@pytest.fixture(scope="module")
+def tables(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tables and a saved model."""
+    folder = tmp_path_factory.mktemp("tables")
+    data = generate(n_users=60, n_items=80, n_topics=4, events_per_user=12, n_cold_items=4)
+    config = config_from_dict(
+        {
+            "encoder": {"model": tiny_bert},
+            "contrastive": {"encoder_steps": 2, "tower_max_steps": 3},
+            "n_interest": 0,
+            "probabilities": False,
+            "device": "cpu",
+            "progress": False,
+        }
+    )
+    Recommender(config).fit(data.interactions, data.items).save(folder / "model")
+    data.interactions.write_parquet(folder / "interactions.parquet")
+    data.items.write_parquet(folder / "items.parquet")
+    changed = data.items.with_columns(title=pl.col("title") + " anew")
+    changed.write_parquet(folder / "changed.parquet")
+    return folder
+
+
+@pytest.fixture
+def store(tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    place = str(tmp_path / "store")
+    assert main(["init", "--store", place, "--model", str(tables / "model")]) == 0
+    assert "live: " in capsys.readouterr().out
+    return place
+
+
+def arguments(store: str, tables: Path, items: str = "items") -> list[str]:
+    given = ["--interactions", str(tables / "interactions.parquet"), "--items", str(tables / f"{items}.parquet")]
+    return ["run", "--store", store, *given]
+
+
+def test_run_status_verify_rollback_prune(
+    store: str, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = tmp_path / "recsys.prom"
+    assert main([*arguments(store, tables), "--json", "--metrics", str(metrics)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["outcome"], result["counts"]["encoded"]) == ("promoted", 0)
+    assert metrics.is_file()
+    assert main([*arguments(store, tables), "--noop-exit-code", "99"]) == 99
+    assert "unchanged" in capsys.readouterr().out
+    assert main(["status", "--store", store, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["current"]["version"] == result["version"]
+    assert main(["verify", "--store", store]) == 0
+    assert main(["rollback", "--store", store]) == 0
+    assert main(["prune", "--store", store, "--keep", "1"]) == 0
+
+
+def test_exit_codes(store: str, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Store.open(Path(store)).current()
+    config = tmp_path / "strict.toml"
+    config.write_text("[gates]\nmin_items = 1.5\n")
+    assert main([*arguments(store, tables, "changed"), "--config", str(config)]) == 3
+    assert "gate items: 1.0 is not 1.5 to 2.0" in capsys.readouterr().err
+    config.write_text("[gates]\nmin_item = 1.5\n")
+    assert main([*arguments(store, tables), "--config", str(config)]) == 2
+    assert "did you mean gates.min_items" in capsys.readouterr().err
+    assert main([*arguments(store, tables), "--config", str(tmp_path / "absent.toml")]) == 2
+    assert main([*arguments(store, tables), "--as-of", "yesterday"]) == 2
+    assert main([*arguments(store, tables), "--as-of", "1999-01-01"]) == 65
+    assert main(arguments(store, tables, "absent")) == 65
+    assert main(arguments(str(tmp_path / "nowhere"), tables)) == 69
+    with Store.open(Path(store)).lock("another"):
+        assert main(arguments(store, tables)) == 75
+    assert Store.open(Path(store)).current() == before
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_what_is_live_and_the_next_run_resumes(
+    store: str, tables: Path, sent: signal.Signals, code: int
+) -> None:
+    before = Store.open(Path(store)).current()
+    script = (  # stops where the vectors are made and nothing is published yet
+        "import sys, time, recsys.rebuild.job as job\n"
+        "def wait(*_): print('here', flush=True); time.sleep(60)\n"
+        "job.judge = wait\n"
+        "from recsys.rebuild.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, *arguments(store, tables, "changed")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        time.sleep(0.1)
+        process.send_signal(sent)
+        assert process.wait(30) == code
+    opened = Store.open(Path(store))
+    assert opened.current() == before
+    assert main([*arguments(store, tables, "changed")]) == 0
+    version = opened.current()
+    assert version is not None
+    assert opened.verify().metadata["counts"]["encoded"] == 0
