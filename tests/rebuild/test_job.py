@@ -121,9 +121,10 @@ def test_what_was_published_before_a_crash_is_promoted_without_building(
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(Store, "promote", killed)
-        run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
+        with pytest.raises(KeyboardInterrupt):
+            run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
     result = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
     assert result.outcome == "promoted"
     assert "refresh" not in result.seconds
@@ -136,9 +137,10 @@ def test_an_interrupted_run_encodes_nothing_twice(
         raise KeyboardInterrupt
 
     items = renamed(data.items, 5)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("recsys.rebuild.job.write_fitted", killed)
-        run(store, data.interactions, items, data.users, now=NOW, config=EASY)
+        with pytest.raises(KeyboardInterrupt):
+            run(store, data.interactions, items, data.users, now=NOW, config=EASY)
     result = run(store, data.interactions, items, data.users, now=NOW, config=EASY)
     assert result.counts["encoded"] == 0
     other = Store.create(tmp_path / "other")
