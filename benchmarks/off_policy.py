@@ -92,7 +92,7 @@ def policies(log: pl.DataFrame) -> dict[str, pl.DataFrame]:
 
 
 def draw(log: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """One row an impression, drawn with a chance that grows with the place of the coupon in its campaign (1 : 2 : 3 ...)."""
+    """One row an impression, the chance grows with a coupon's place in its campaign (1 : 2 : 3 ...)."""
     rank = pl.col("item_id").rank("ordinal").over("impression_id")
     share = rank / rank.sum().over("impression_id")
     rows = log.with_columns(propensity=share).sort("impression_id", "item_id")

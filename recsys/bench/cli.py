@@ -51,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_gate(
         commands.add_parser("gate", help="exit 3 where a result is worse than a baseline, or too good to be true")
     )
+    from recsys.bench import explain_pair, html_report, off_policy
+
+    for module in (html_report, explain_pair, off_policy):
+        module.add_parser(commands)
     return parser
 
 

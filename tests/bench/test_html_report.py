@@ -1,0 +1,98 @@
+import argparse
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import polars as pl
+import pytest
+
+from recsys.bench import explain_pair, run_bench
+from recsys.bench import html_report as module
+from recsys.bench.result import ResultFolder
+from recsys.datasets import Dataset
+from recsys.errors import InvalidConfig
+from recsys.synthetic import generate
+
+HOSTILE = '<script>alert("x")</script>&'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Results of two baselines on users of a hostile column, with candidates that stand for a two-stage system's."""
+    made = generate(n_users=60, n_items=80, n_topics=5, events_per_user=12, n_cold_items=5)
+    users = made.users.with_columns(country=pl.lit(HOSTILE))
+    data = Dataset(name=HOSTILE, interactions=made.interactions, items=made.items, users=users)
+    path = tmp_path_factory.mktemp("bench") / "results"
+    run_bench(data, systems={"popular": "popular", "item-knn": "item-knn"}, out=path, n_samples=20)
+    return path
+
+
+class Balance(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_one_page_that_asks_nobody_and_runs_nothing(folder):
+    page = module.report(ResultFolder(folder))
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert not {"script", "link", "img", "iframe"} & set(parser.tags)
+    assert not re.search(r"""(src|href)=|url\(|@import|https?://""", page)
+    assert HOSTILE not in page
+    assert "&lt;script&gt;" in page
+    assert "prefers-color-scheme:dark" in page
+
+
+def test_numbers_of_the_result_are_on_the_page(folder):
+    result = ResultFolder(folder).result
+    page = module.report(ResultFolder(folder))
+    for row in result.tables[0].rows:
+        assert f"{row.metrics['ndcg@10'].mean:.4f}" in page
+    for text in (result.test_hash, result.versions["polars"], "How it was measured", "The data"):
+        assert text in page
+
+
+def test_headline_names_the_best_and_says_when_not_to_believe(folder):
+    result = ResultFolder(folder).result
+    best = max(result.tables[0].rows, key=lambda row: row.metrics["ndcg@10"].mean).system
+    assert f"“{best}” has the best lists of 2 systems" in module.headline(result)
+    assert "Read the warnings" not in module.headline(replace(result, flags=()))
+
+
+def test_splits_that_leak_are_warned_of(folder):
+    source = ResultFolder(folder)
+    assert "leaks across users" not in module.report(source)
+    leaking = ResultFolder(folder)
+    leaking.__dict__["result"] = replace(source.result, split="leave-last-out")
+    assert "leaks across users" in module.report(leaking)
+
+
+def run(*argv):
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    module.add_parser(commands)
+    explain_pair.add_parser(commands)
+    arguments = parser.parse_args(argv)
+    return arguments.command(arguments)
+
+
+def test_command(folder, tmp_path, capsys):
+    assert run("report", str(folder), "--out", str(tmp_path / "r.html"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["report"] == str(tmp_path / "r.html")
+    assert (tmp_path / "r.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    with pytest.raises(InvalidConfig, match=r"must be a file that ends in \.html"):
+        run("report", str(folder), "--out", str(tmp_path / "r.txt"))
