@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 480
-LABEL = 176
+LABEL = 184
 ROW = 24
 HEIGHT = 260
 LEFT, BOTTOM, TOP, RIGHT = 52, 40, 12, 14
@@ -110,4 +110,4 @@ def _svg(inside: str, height: float, title: str) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= 25 else text[:24] + "…"
+    return text if len(text) <= 24 else text[:23] + "…"

@@ -145,7 +145,7 @@ def _stages(found: Waterfall) -> str:
     steps = [bar("to be found", found.pairs, 1), bar(f"among {found.depth} candidates", found.candidates, 0)]
     steps += [bar(f"first {found.k} of the blend", found.retrieval, 2)]
     if found.no_interest is not None:
-        steps.append(bar("ranker without interest score", found.no_interest, 5))
+        steps.append(bar("without interest score", found.no_interest, 5))
     steps.append(bar(f"first {found.k} at the end", found.final, 3))
     sources = [
         Bar(source.name, source.found, colour=0, note=f"{source.found / total:.1%}, {source.alone:,} alone")
