@@ -5,7 +5,7 @@ BIN := .venv/bin
 export GOMP_SPINCOUNT ?= 1000
 READY := .venv/.ready
 
-.PHONY: demo test check format wheel bench clean
+.PHONY: demo test check format wheel bench bench-quick soak clean
 
 demo: $(READY)  ## fit both stages on real purchases, print the tables and three households' lists
 	$(BIN)/python examples/complete_journey.py
@@ -28,6 +28,12 @@ wheel: $(READY)  ## build the wheel and import it where nothing else is installe
 
 bench: $(READY)  ## the tables of benchmarks/README.md; needs RECSYS_DATA, takes about two hours
 	$(BIN)/python benchmarks/run_all.py
+
+bench-quick: $(READY)  ## the smallest scenarios alone, under 15 minutes; needs RECSYS_DATA
+	$(BIN)/python benchmarks/run_all.py --quick
+
+soak: $(READY)  ## hundreds of killed writers under readers, 100 swaps under requests
+	RECSYS_SOAK=1 $(BIN)/python -m pytest tests/rebuild/test_crash.py tests/rebuild/test_watcher.py -s
 
 clean:
 	rm -rf .venv dist build results

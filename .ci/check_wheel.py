@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 PACKAGES = {"recsys", "indexing", "ranking"}
+COMMANDS = ("recsys", "recsys-bench", "recsys-rebuild")
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
 import importlib, sys
@@ -30,8 +31,8 @@ def main() -> None:
         python = str(environment / "bin" / "python")
         run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)])
         run([python, "-c", PROGRAM, *sorted(PACKAGES)], cwd=folder)
-        run([str(environment / "bin" / "recsys"), "--help"], cwd=folder)
-        run([str(environment / "bin" / "recsys-bench"), "--help"], cwd=folder)
+        for command in COMMANDS:
+            run([str(environment / "bin" / command), "--help"], cwd=folder)
     print(f"{wheel.name}: top level {sorted(found)}, imported on its own")
 
 
