@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recsys.bench.arguments import add_readers
 from recsys.cli import add_config, config_of, run
 from recsys.errors import InvalidConfig
 
@@ -51,10 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_gate(
         commands.add_parser("gate", help="exit 3 where a result is worse than a baseline, or too good to be true")
     )
-    from recsys.bench import explain_pair, html_report, off_policy
-
-    for module in (html_report, explain_pair, off_policy):
-        module.add_parser(commands)
+    add_readers(commands)
     return parser
 
 

@@ -105,16 +105,6 @@ def _answer(
     }
 
 
-def add_parser(commands: Any) -> None:
-    """Add `explain` to the commands of recsys-bench."""
-    parser = commands.add_parser("explain", help="at which stage an item fell out for a user")
-    parser.add_argument("result", metavar="RESULT", help="results folder")
-    parser.add_argument("--user", required=True, help="user_id")
-    parser.add_argument("--item", required=True, help="item_id")
-    parser.add_argument("--json", action="store_true", help="JSON instead of sentences")
-    parser.set_defaults(command=command)
-
-
 def command(arguments: argparse.Namespace) -> int:
     """Run `recsys-bench explain`."""
     from pathlib import Path

@@ -295,15 +295,6 @@ def _ours_first(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.system != TWO_STAGE, ":" in row.system))
 
 
-def add_parser(commands: Any) -> None:
-    """Add `report` to the commands of recsys-bench."""
-    parser = commands.add_parser("report", help="results as one HTML file")
-    parser.add_argument("result", metavar="RESULT", help="results folder")
-    parser.add_argument("--out", metavar="FILE.html", help="default: report.html in the results folder")
-    parser.add_argument("--json", action="store_true", help="say in JSON where it is and what its headline is")
-    parser.set_defaults(command=command)
-
-
 def command(arguments: argparse.Namespace) -> int:
     """Run `recsys-bench report`."""
     folder = ResultFolder(Path(arguments.result))

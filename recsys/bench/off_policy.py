@@ -357,24 +357,6 @@ def _with_warnings(report: OffPolicyReport, mean_weight: FloatArray, shown: pl.D
     return OffPolicyReport(**{**values, "warnings": tuple(found)})
 
 
-def add_parser(commands: Any) -> None:
-    """Add `off-policy` to the commands of recsys-bench."""
-    parser = commands.add_parser("off-policy", help="what a new policy would have earned, from logged impressions")
-    parser.add_argument(
-        "--log", metavar="FILE", required=True, help="impression_id, item_id, reward, propensity, user_id"
-    )
-    parser.add_argument(
-        "--policy", metavar="FILE", required=True, help="impression_id or user_id, item_id, probability"
-    )
-    parser.add_argument("--reward", metavar="COLUMN", default="reward", help="the log's column of rewards (reward)")
-    parser.add_argument("--propensity", type=float, metavar="P", help="the same for all rows of a log without it")
-    parser.add_argument("--clip", type=float, metavar="W", help="largest weight")
-    parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap (1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of text")
-    parser.set_defaults(command=command)
-
-
 def command(arguments: argparse.Namespace) -> int:
     """Run `recsys-bench off-policy`."""
     from recsys.bench.result import as_json

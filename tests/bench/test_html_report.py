@@ -1,4 +1,3 @@
-import argparse
 import json
 import re
 from dataclasses import replace
@@ -7,11 +6,11 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 
-from recsys.bench import explain_pair, run_bench
+from recsys.bench import run_bench
 from recsys.bench import html_report as module
+from recsys.bench.cli import main
 from recsys.bench.result import ResultFolder
 from recsys.datasets import Dataset
-from recsys.errors import InvalidConfig
 from recsys.synthetic import generate
 
 HOSTILE = '<script>alert("x")</script>&'
@@ -81,18 +80,9 @@ def test_splits_that_leak_are_warned_of(folder):
     assert "leaks across users" in module.report(leaking)
 
 
-def run(*argv):
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    module.add_parser(commands)
-    explain_pair.add_parser(commands)
-    arguments = parser.parse_args(argv)
-    return arguments.command(arguments)
-
-
 def test_command(folder, tmp_path, capsys):
-    assert run("report", str(folder), "--out", str(tmp_path / "r.html"), "--json") == 0
+    assert main(["report", str(folder), "--out", str(tmp_path / "r.html"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["report"] == str(tmp_path / "r.html")
     assert (tmp_path / "r.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    with pytest.raises(InvalidConfig, match=r"must be a file that ends in \.html"):
-        run("report", str(folder), "--out", str(tmp_path / "r.txt"))
+    assert main(["report", str(folder), "--out", str(tmp_path / "r.txt")]) == 2
+    assert "must be a file that ends in .html" in capsys.readouterr().err
