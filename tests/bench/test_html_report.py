@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 
-from recsys.bench import run_bench
 from recsys.bench import html_report as module
+from recsys.bench import run_bench
 from recsys.bench.cli import main
 from recsys.bench.result import ResultFolder
 from recsys.datasets import Dataset
