@@ -1,8 +1,9 @@
 """The whole configuration: one dataclass for each part, composed here, and read from TOML."""
 
 import difflib
+import json
 import tomllib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -135,6 +136,28 @@ def config_from_dict(values: dict[str, Any]) -> RecommenderConfig:
     """Build the configuration from nested dictionaries; what is not named keeps its default."""
     config: RecommenderConfig = build(RecommenderConfig, values, "")
     return config
+
+
+def to_toml(config: RecommenderConfig) -> str:
+    """What differs from the defaults, as a file that `read_config` reads; `progress` is left out."""
+    lines, tables = [], []
+    for key, value, default in _changed(replace(config, progress=True), RecommenderConfig()):
+        if is_dataclass(value):
+            inner = [f"{name} = {_literal(given)}" for name, given, _ in _changed(value, default)]
+            tables.append("\n".join(["", f"[{key}]", *inner]))
+        else:
+            lines.append(f"{key} = {_literal(value)}")
+    return "\n".join([*lines, *tables]).lstrip("\n") + "\n"
+
+
+def _changed(part: Any, default: Any) -> list[tuple[str, Any, Any]]:
+    values = [(entry.name, getattr(part, entry.name), getattr(default, entry.name)) for entry in fields(part)]
+    return [(name, value, usual) for name, value, usual in values if value != usual]
+
+
+def _literal(value: Any) -> str:
+    # A text of JSON is one of TOML too, but for the delete character, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def build(kind: Any, values: dict[str, Any], where: str) -> Any:

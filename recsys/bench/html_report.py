@@ -5,17 +5,16 @@ Owns what is said and in which order; charts are `charts`, counts by stage `wate
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from recsys.bench.charts import Bar, bars, lines, points
+from recsys.bench.page import html_table, page, pairs_list
 from recsys.bench.result import BenchResult, Estimate, ResultFolder, Row, Table
 from recsys.bench.waterfall import TWO_STAGE, Waterfall, waterfalls
 from recsys.errors import InvalidConfig
 
-STYLE = Path(__file__).with_name("html_report.css")
 MAX_PARTS = 12  # of a segment that are drawn
 COLOURS = 8
 LEAKS = {
@@ -46,13 +45,7 @@ def report(folder: ResultFolder) -> str:
         _description(result),
         _conditions(result),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(result.dataset)}: benchmark</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
-        f"<body>{''.join(body)}</body></html>\n"
-    )
+    return page(f"{result.dataset}: benchmark", body)
 
 
 def headline(result: BenchResult) -> str:
@@ -112,7 +105,7 @@ def _numbers(table: Table, result: BenchResult) -> str:
         cells += [_number(row.candidate_recall), _number(row.cold_recall), f"{row.fit_seconds:.1f}"]
         cells += [f"{row.users_per_second:,.0f}", f"{row.peak_mb:,.0f}"]
         rows.append((cells, "ours" if row.system == TWO_STAGE else ""))
-    return _html_table(head, rows)
+    return html_table(head, rows)
 
 
 def _differences(table: Table) -> str:
@@ -125,7 +118,7 @@ def _differences(table: Table) -> str:
         names = f"{escape(found.system)} minus {escape(found.other)}"
         rows.append(([names, verdict, value, f"{found.p_adjusted:.3g}", escape(found.metric)], ""))
     head = ["user by user", "verdict", "difference", "p (Holm)", "metric"]
-    return "<h3>Is the difference real?</h3>" + _html_table(head, rows)
+    return "<h3>Is the difference real?</h3>" + html_table(head, rows)
 
 
 def _curves(table: Table, result: BenchResult, metric: str) -> str:
@@ -200,7 +193,7 @@ def _fairness(table: Table) -> str:
         return ""
     head = ["segment", "kind", "system", "groups", "value", "share in train"]
     said = "Metric gap: the best group minus the worst. Exposure: a group's share of all places in the lists."
-    return f"<details><summary>Fairness</summary><p>{said}</p>{_html_table(head, rows)}</details>"
+    return f"<details><summary>Fairness</summary><p>{said}</p>{html_table(head, rows)}</details>"
 
 
 def _latency(table: Table, k: int) -> str:
@@ -227,7 +220,7 @@ def _description(result: BenchResult) -> str:
         "events": ", ".join(f"{name} {count:,}" for name, count in (about.get("events") or {}).items()),
         "repeats counted as hits": "yes" if result.repeats else "no",
     }
-    return f"<h2>The data</h2>{_pairs(pairs)}"
+    return f"<h2>The data</h2>{pairs_list(pairs)}"
 
 
 def _conditions(result: BenchResult) -> str:
@@ -242,21 +235,10 @@ def _conditions(result: BenchResult) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
     config = escape(json.dumps(result.config, indent=1, ensure_ascii=False))
     return (
-        f"<h2>How it was measured</h2>{_pairs(pairs)}"
+        f"<h2>How it was measured</h2>{pairs_list(pairs)}"
         f"<details><summary>Notes of the run</summary><ul>{notes}</ul></details>"
         f"<details><summary>Configuration</summary><pre>{config}</pre></details>"
     )
-
-
-def _pairs(pairs: dict[str, Any]) -> str:
-    return f"<dl>{''.join(f'<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>' for key, value in pairs.items())}</dl>"
-
-
-def _html_table(head: Sequence[str], rows: Iterable[tuple[list[str], str]]) -> str:
-    """Cells of rows are HTML already, the head is text."""
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(f'<tr class="{kind}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for cells, kind in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _bar(row: Row, metric: str) -> Bar:

@@ -10,6 +10,7 @@ from indexing.contrastive import ContrastiveConfig
 from indexing.index import IndexConfig
 from ranking.features import FeatureConfig
 from recsys.config import RecommenderConfig, config_from_dict, read_config
+from recsys.config import to_toml as written
 from recsys.errors import InvalidConfig
 
 CHANGED = RecommenderConfig(
@@ -31,6 +32,21 @@ def to_toml(values: dict[str, Any]) -> str:
         if isinstance(table, dict):
             lines += [f"[{name}]", to_toml(table)]
     return "\n".join(lines)
+
+
+class TestToToml:
+    @pytest.mark.parametrize("changes", [{}, {"ignore_columns": ('a"\\\n\x7f', "无线"), "repeat_limit": 1e-05}])
+    def test_is_read_back(self, tmp_path, changes):
+        config = replace(CHANGED, **changes)
+        (tmp_path / "config.toml").write_text(written(config), encoding="utf-8")
+        assert read_config(tmp_path / "config.toml") == replace(config, progress=True)
+
+    def test_says_what_differs_and_no_more(self):
+        assert written(RecommenderConfig()) == "\n"
+        assert (
+            written(RecommenderConfig(seed=3, index=IndexConfig(kind="exact")))
+            == 'seed = 3\n\n[index]\nkind = "exact"\n'
+        )
 
 
 class TestReadConfig:
