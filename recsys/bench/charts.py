@@ -3,9 +3,12 @@
 Owns geometry only; what is drawn is `html_report`'s and `tune`'s.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+
+Series = Mapping[str, Sequence[tuple[float, float]]]
+"""Points (x, y) by name."""
 
 WIDTH = 480
 LABEL = 184
@@ -51,14 +54,27 @@ def bars(found: Sequence[Bar], *, title: str, digits: int = 4) -> str:
     return _svg("".join(parts), len(found) * ROW + 4, title)
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x_name: str, y_name: str) -> str:
+def lines(series: Series, *, title: str, x_name: str, y_name: str) -> str:
     """One line a series, with a legend below in HTML."""
-    return _plane(series, title=title, x_name=x_name, y_name=y_name, joined=True) + legend(list(series))
+    drawn = _plane(series, title=title, x_name=x_name, y_name=y_name, joined=tuple(series), zero=True)
+    return drawn + legend(list(series))
 
 
-def points(series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x_name: str, y_name: str) -> str:
-    """Points without lines, with a legend below in HTML."""
-    return _plane(series, title=title, x_name=x_name, y_name=y_name, joined=False) + legend(list(series))
+def points(
+    series: Series, *, title: str, x_name: str, y_name: str, zero: bool = True, joined: Collection[str] = ()
+) -> str:
+    """Points, with a legend below in HTML.
+
+    Args:
+        series: by name.
+        title: for those who cannot see it.
+        x_name: below the axis.
+        y_name: above the axis.
+        zero: both axes hold 0.
+        joined: names of series that are drawn as lines.
+    """
+    drawn = _plane(series, title=title, x_name=x_name, y_name=y_name, joined=joined, zero=zero)
+    return drawn + legend(list(series))
 
 
 def legend(names: Sequence[str]) -> str:
@@ -67,14 +83,16 @@ def legend(names: Sequence[str]) -> str:
     return f'<ul class="legend">{cells}</ul>'
 
 
-def _plane(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x_name: str, y_name: str, joined: bool
-) -> str:
+def _plane(series: Series, *, title: str, x_name: str, y_name: str, joined: Collection[str], zero: bool) -> str:
     every = [point for found in series.values() for point in found] or [(0.0, 0.0)]
+    whole = set(joined) == set(series)  # lines run over the whole width
     xs, ys = [point[0] for point in every], [point[1] for point in every]
-    x_low, x_high = (min(0.0, *xs), max(xs)) if not joined else (min(xs), max(xs))
+    x_low, x_high = (min(0.0, *xs), max(xs)) if zero and not whole else (min(xs), max(xs))
     x_wide, y_high = (x_high - x_low) or 1.0, max(0.0, *ys) * 1.05 or 1.0
     y_low = min(0.0, *ys)
+    if not zero:
+        room = (max(ys) - min(ys)) * 0.1 or abs(max(ys)) * 0.1 or 1.0
+        y_low, y_high = min(ys) - room, max(ys) + room
     across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -85,17 +103,17 @@ def _plane(
         y = y_low + (y_high - y_low) * step / 4
         parts.append(f'<path d="M{LEFT} {at(x_low, y)[1]:.1f}H{WIDTH - RIGHT}" class="g"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{at(x_low, y)[1] + 4:.1f}" class="r">{y:.3g}</text>')
-    ticks = sorted(set(xs)) if joined and len(set(xs)) <= 8 else [x_low + x_wide * step / 4 for step in range(5)]
+    ticks = sorted(set(xs)) if whole and len(set(xs)) <= 8 else [x_low + x_wide * step / 4 for step in range(5)]
     parts += [f'<text x="{at(x, y_low)[0]:.1f}" y="{HEIGHT - BOTTOM + 16}" class="m">{x:.3g}</text>' for x in ticks]
     parts.append(f'<text x="{LEFT + across / 2}" y="{HEIGHT - 4}" class="m">{escape(x_name)}</text>')
     for place, (name, found) in enumerate(series.items()):
         where = [at(x, y) for x, y in found]
-        if joined and where:
+        if name in joined and where:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in where)
             parts.append(f'<path d="M{path}" class="l l{place % 8}"/>')
         told = zip(where, found, strict=True)
         parts += [
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 if joined else 5}" class="c{place % 8}">'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 if name in joined else 5}" class="c{place % 8}">'
             f"<title>{escape(name)}: {given[0]:.4g}, {given[1]:.4g}</title></circle>"
             for (x, y), given in told
         ]

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ))  # fmt: skip
     _add_profile(commands.add_parser("profile", help="speed and memory of systems, without metrics"))
+    _add_tune(commands.add_parser("tune", help="search settings on a validation window; the test is never seen"))
     _add_compare(commands.add_parser("compare", help="is the second result better than the first?"))
     _add_gate(
         commands.add_parser("gate", help="exit 3 where a result is worse than a baseline, or too good to be true")
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
+    _add_systems(parser)
     parser.add_argument("--k", type=int, help="main list length (10)")
     parser.add_argument("--ks", metavar="5,10,20", help="further list lengths (5,10,20)")
     parser.add_argument("--samples", type=int, metavar="N", help="of the bootstrap (1000)")
@@ -68,6 +70,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:
     _add_data(parser)
+    _add_systems(parser)
     parser.add_argument("--out", metavar="FILE.json", help="also write it to a file")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.set_defaults(command=_profile)
@@ -81,9 +84,24 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-items", type=int, help="of a test user, for --split leave-last-out (5)")
     parser.add_argument("--cuts", type=int, help="for --split rolling (3)")
     parser.add_argument("--repeats", choices=("auto", "yes", "no"), help="whether repeated pairs count as hits (auto)")
-    parser.add_argument("--systems", metavar="A,B", help="names, see recsys-bench run --help")
     add_config(parser)
     parser.add_argument("--ignore-columns", metavar="A,B", help="item columns that must not become features")
+
+
+def _add_systems(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--systems", metavar="A,B", help="names, see recsys-bench run --help")
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    parser.add_argument("--space", metavar="FILE.toml", required=True, help="[space]: key = [choices] or {low, high}")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="trials and best.toml; a search in it goes on")
+    parser.add_argument("--system", default="two-stage", help="whose ndcg counts (two-stage)")
+    parser.add_argument("--n-trials", type=int, default=20, metavar="N", help="in all, with those of former runs (20)")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="no trial begins after that")
+    parser.add_argument("--k", type=int, help="length of the lists (10)")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of text")
+    parser.set_defaults(command=_tune)
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +158,26 @@ def _profile(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _tune(arguments: argparse.Namespace) -> int:
+    given, config = _arguments(arguments)
+    from recsys.bench.result import as_json
+    from recsys.bench.space import read_space
+    from recsys.bench.tune import tune
+    from recsys.bench.tune_page import tune_headline
+    from recsys.datasets import load_dataset
+
+    space = read_space(arguments.space, config)
+    data = load_dataset(given.pop("data"))
+    for name in ("systems", "ks", "n_samples"):  # of a scenario
+        given.pop(name, None)
+    found = tune(
+        data, space, config, **given, out=arguments.out, system=arguments.system,
+        n_trials=arguments.n_trials, timeout=arguments.timeout, progress=config.progress,
+    )  # fmt: skip
+    print(as_json(found.to_dict()) if arguments.json else f"{tune_headline(found)}\n{arguments.out}\n", end="")
+    return 0
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from recsys.bench.comparison import compare, render_comparison
     from recsys.bench.result import as_json
@@ -184,7 +222,7 @@ def _arguments(arguments: argparse.Namespace) -> tuple[dict[str, Any], Recommend
     given |= {
         key: getattr(arguments, name) for name, key in names.items() if getattr(arguments, name, None) is not None
     }
-    if arguments.systems is not None:
+    if getattr(arguments, "systems", None) is not None:
         given["systems"] = _names(arguments.systems)
     if getattr(arguments, "ks", None) is not None:
         given["ks"] = _numbers(arguments.ks)
