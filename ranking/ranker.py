@@ -31,6 +31,7 @@ class RankerConfig:
         l2: regularisation of leaf values.
         truncation: places of a list that the loss looks at.
         rising: features that may only ever raise a score: whoever tops every source may not fall behind for it.
+        n_seeds: models of different seeds whose mean score counts: steadier, for as many times the work.
         n_threads: 0 means all cores.
     """
 
@@ -44,10 +45,12 @@ class RankerConfig:
     l2: float = 5.0
     truncation: int = 30
     rising: tuple[str, ...] = ("stage1_score",)
+    n_seeds: int = 1
     n_threads: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.n_trees, self.early_stopping, self.min_leaf_rows, self.truncation) < 1 or self.n_leaves < 2:
+        counts = (self.n_trees, self.early_stopping, self.min_leaf_rows, self.truncation, self.n_seeds)
+        if min(counts) < 1 or self.n_leaves < 2:
             raise ValueError(f"ranker: counts must be at least 1 and n_leaves at least 2, got {self}")
         if not (0 < self.feature_fraction <= 1 and 0 < self.row_fraction <= 1 and self.learning_rate > 0):
             raise ValueError(f"ranker: fractions must lie in (0, 1] and learning_rate above 0, got {self}")
@@ -62,7 +65,7 @@ class Ranker:
         self.config = config
         self.seed = seed
         self.features: list[str] = []
-        self._booster: Any = None
+        self._boosters: list[Any] = []
 
     def fit(
         self, train: pl.DataFrame, validation: pl.DataFrame | None, features: list[str], *, n_trees: int | None = None
@@ -81,23 +84,14 @@ class Ranker:
                 user with more than 10,000 rows.
             RuntimeError: training ended with the same score for every row.
         """
-        import lightgbm as lgb
-
         for rows in (train,) if validation is None else (train, validation):
             check_groups(rows)
             _check_columns(rows, features)
         self.features = list(features)
-        dataset = self._dataset(train)
-        callbacks: list[Any] = []
-        valid_sets: list[Any] = []
-        if validation is not None:
-            valid_sets = [self._dataset(validation, reference=dataset)]
-            callbacks = [lgb.early_stopping(self.config.early_stopping, verbose=False)]
-        self._booster = lgb.train(
-            self._parameters(), dataset, n_trees or self.config.n_trees, valid_sets=valid_sets, callbacks=callbacks
-        )
+        seeds = range(self.seed, self.seed + self.config.n_seeds)
+        self._boosters = [self._grow(train, validation, n_trees or self.config.n_trees, seed) for seed in seeds]
         if np.ptp(self.predict(train)) == 0.0:
-            self._booster = None
+            self._boosters = []
             raise RuntimeError(
                 f"ranker: {train.height} rows with {len(features)} features gave every row the same score; "
                 "lower min_leaf_rows or bring more users with labels"
@@ -106,10 +100,8 @@ class Ranker:
 
     @property
     def n_trees(self) -> int:
-        """How many trees its scores come from."""
-        if self._booster is None:
-            raise RuntimeError("ranker: not fitted; call fit or load first")
-        return int(self._booster.best_iteration) or int(self._booster.num_trees())
+        """How many trees a score comes from; with several seeds their mean, rounded."""
+        return round(float(np.mean([booster.best_iteration or booster.num_trees() for booster in self._fitted()])))
 
     def predict(self, rows: pl.DataFrame) -> npt.NDArray[np.float64]:
         """Scores, float64 (n_rows,).
@@ -118,13 +110,7 @@ class Ranker:
             RuntimeError: not fitted.
             ValueError: a feature column is missing.
         """
-        if self._booster is None:
-            raise RuntimeError("ranker: not fitted; call fit or load first")
-        _check_columns(rows, self.features)
-        if rows.is_empty():
-            return np.zeros(0)
-        scores = self._booster.predict(self._matrix(rows), num_threads=self.config.n_threads or None)
-        return np.asarray(scores, dtype=np.float64)
+        return self._mean(rows)
 
     def contributions(self, rows: pl.DataFrame) -> npt.NDArray[np.float64]:
         """What each feature adds to the score of each row, float64 (n_rows, n_features + 1), by LightGBM's own SHAP.
@@ -136,42 +122,63 @@ class Ranker:
 
         Source: Lundberg et al. (2020), TreeSHAP.
         """
-        if self._booster is None:
-            raise RuntimeError("ranker: not fitted; call fit or load first")
-        _check_columns(rows, self.features)
-        if rows.is_empty():
-            return np.zeros((0, len(self.features) + 1))
-        threads = self.config.n_threads or None
-        return np.asarray(
-            self._booster.predict(self._matrix(rows), num_threads=threads, pred_contrib=True), dtype=np.float64
-        )
+        return self._mean(rows, pred_contrib=True).reshape(-1, len(self.features) + 1)
 
     def importance(self) -> dict[str, float]:
         """Total gain of each feature, largest first."""
-        if self._booster is None:
-            raise RuntimeError("ranker: not fitted; call fit or load first")
-        gains = self._booster.feature_importance("gain")
+        gains = np.mean([booster.feature_importance("gain") for booster in self._fitted()], axis=0)
         return dict(sorted(zip(self.features, map(float, gains), strict=True), key=lambda pair: -pair[1]))
 
     def save(self, folder: Path) -> None:
-        """Write `model.txt` (LightGBM's text form) and `features.json`."""
-        if self._booster is None:
-            raise RuntimeError("ranker: not fitted; call fit or load first")
+        """Write `model.txt` (LightGBM's text form), one more for each further seed, and `features.json`."""
+        boosters = self._fitted()
         folder.mkdir(parents=True, exist_ok=True)
-        self._booster.save_model(folder / "model.txt", num_iteration=self._booster.best_iteration or None)
+        for row, booster in enumerate(boosters):
+            booster.save_model(folder / _model_file(row), num_iteration=booster.best_iteration or None)
         (folder / "features.json").write_text(json.dumps(self.features, indent=2), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, config: RankerConfig, *, seed: int) -> Self:
-        """Read what `save` wrote. Check the files' hashes first: a damaged model can abort the process."""
+        """Read what `save` wrote, `config.n_seeds` models.
+
+        Check the files' hashes first: a damaged model can abort the process.
+        """
         import lightgbm as lgb
 
         ranker = cls(config, seed=seed)
         ranker.features = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-        ranker._booster = lgb.Booster(model_file=folder / "model.txt")
+        ranker._boosters = [lgb.Booster(model_file=folder / _model_file(row)) for row in range(config.n_seeds)]
         return ranker
 
-    def _parameters(self) -> dict[str, Any]:
+    def _fitted(self) -> list[Any]:
+        if not self._boosters:
+            raise RuntimeError("ranker: not fitted; call fit or load first")
+        return self._boosters
+
+    def _grow(self, train: pl.DataFrame, validation: pl.DataFrame | None, n_trees: int, seed: int) -> Any:
+        """One model."""
+        import lightgbm as lgb
+
+        dataset = self._dataset(train)
+        callbacks: list[Any] = []
+        valid_sets: list[Any] = []
+        if validation is not None:
+            valid_sets = [self._dataset(validation, reference=dataset)]
+            callbacks = [lgb.early_stopping(self.config.early_stopping, verbose=False)]
+        return lgb.train(self._parameters(seed), dataset, n_trees, valid_sets=valid_sets, callbacks=callbacks)
+
+    def _mean(self, rows: pl.DataFrame, **asked: bool) -> npt.NDArray[np.float64]:
+        """What the models predict, on average."""
+        boosters = self._fitted()
+        _check_columns(rows, self.features)
+        if rows.is_empty():
+            return np.zeros(0)
+        matrix, threads = self._matrix(rows), self.config.n_threads or None
+        parts = [booster.predict(matrix, num_threads=threads, **asked) for booster in boosters]
+        mean: npt.NDArray[np.float64] = np.mean(np.asarray(parts, dtype=np.float64), axis=0)
+        return mean
+
+    def _parameters(self, seed: int) -> dict[str, Any]:
         config = self.config
         return {
             "objective": "lambdarank",
@@ -187,7 +194,7 @@ class Ranker:
             "lambda_l2": config.l2,
             "monotone_constraints": [int(name in config.rising) for name in self.features],
             "num_threads": config.n_threads,
-            "seed": self.seed,
+            "seed": seed,
             "deterministic": True,
             "force_row_wise": True,
             "verbosity": -1,
@@ -206,6 +213,10 @@ class Ranker:
 
     def _matrix(self, rows: pl.DataFrame) -> npt.NDArray[np.float32]:
         return np.stack([rows[name].cast(pl.Float32).to_numpy() for name in self.features], axis=1)  # null is NaN
+
+
+def _model_file(row: int) -> str:
+    return f"model-{row}.txt" if row else "model.txt"
 
 
 def _check_columns(rows: pl.DataFrame, features: list[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from ranking.ranker import MAX_GROUP, Ranker, RankerConfig, check_groups, group_sizes
 
 CONFIG = RankerConfig(n_trees=20, early_stopping=5, min_leaf_rows=5, n_threads=1)
+THREE = replace(CONFIG, n_seeds=3)
 FEATURES = ["noise", "planted", 'size [cm], "raw": {a b}', "flag"]
 
 
@@ -70,8 +71,8 @@ class TestFit:
         validation = rows_of(20, seed=5)
         noisy = validation.with_columns(label=pl.col("label").shuffle(seed=0).over("user_row"))
         ranker = Ranker(config, seed=1).fit(rows_of(), noisy, FEATURES)
-        assert ranker.n_trees == ranker._booster.best_iteration < 200
-        assert ranker._booster.num_trees() <= ranker._booster.best_iteration + config.early_stopping
+        assert ranker.n_trees == ranker._boosters[0].best_iteration < 200
+        assert ranker._boosters[0].num_trees() <= ranker._boosters[0].best_iteration + config.early_stopping
 
     def test_the_same_seed_gives_the_same_scores_and_another_other_ones(self, fitted):
         rows = rows_of(10, seed=3)
@@ -169,6 +170,41 @@ class TestFiles:
         again = Ranker.load(tmp_path / "second", config, seed=1)
         for other in (loaded, again):
             np.testing.assert_array_equal(other.predict(rows_of()), ranker.predict(rows_of()))
+
+
+@pytest.fixture(scope="module")
+def together():
+    return Ranker(THREE, seed=1).fit(rows_of(), rows_of(20, seed=5), FEATURES)
+
+
+@pytest.fixture(scope="module")
+def apart():
+    return [Ranker(CONFIG, seed=seed).fit(rows_of(), rows_of(20, seed=5), FEATURES) for seed in (1, 2, 3)]
+
+
+class TestSeveralSeeds:
+    def test_give_the_mean_of_their_scores_and_contributions(self, together, apart):
+        rows = rows_of(10, seed=3)
+        np.testing.assert_array_equal(together.predict(rows), np.mean([one.predict(rows) for one in apart], axis=0))
+        parts = together.contributions(rows)
+        np.testing.assert_array_equal(parts, np.mean([one.contributions(rows) for one in apart], axis=0))
+        np.testing.assert_allclose(parts.sum(axis=1), together.predict(rows), atol=1e-6)
+
+    def test_share_gain_and_number_of_trees(self, together, apart):
+        assert together.n_trees == round(np.mean([one.n_trees for one in apart]))
+        expected = np.mean([one.importance()["planted"] for one in apart])
+        assert together.importance()["planted"] == pytest.approx(expected)
+
+    def test_are_saved_and_loaded(self, together, tmp_path):
+        together.save(tmp_path)
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names == ["features.json", "model-1.txt", "model-2.txt", "model.txt"]
+        loaded = Ranker.load(tmp_path, THREE, seed=1)
+        np.testing.assert_array_equal(loaded.predict(rows_of(seed=3)), together.predict(rows_of(seed=3)))
+
+    def test_are_one_at_least(self):
+        with pytest.raises(ValueError, match=r"counts must be at least 1 .*n_seeds=0"):
+            RankerConfig(n_seeds=0)
 
 
 class TestCheckGroups:
