@@ -64,6 +64,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ks", metavar="5,10,20", help="further list lengths (5,10,20)")
     parser.add_argument("--samples", type=int, metavar="N", help="of the bootstrap (1000)")
     parser.add_argument("--out", metavar="FOLDER", help="results folder; older results in it are replaced")
+    parser.add_argument("--track", choices=("tensorboard", "wandb", "mlflow"), help="log the numbers there too")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of tables")
     parser.set_defaults(command=_run)
 
@@ -137,7 +138,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from recsys.datasets import load_dataset
 
     data = load_dataset(given.pop("data"))
-    result = run_bench(data, config, **given, out=arguments.out, progress=config.progress)
+    result = run_bench(data, config, **given, out=arguments.out, tracker=arguments.track, progress=config.progress)
     print(as_json(result.to_dict()) if arguments.json else render(result), end="")
     for flag in result.flags:
         print(f"{flag.kind}: {flag.message}", file=sys.stderr)

@@ -15,10 +15,13 @@ from recsys.bench.measure import N_SAMPLES, Measured, measure
 from recsys.bench.protocols import KS, Repeats, prepare
 from recsys.bench.result import FRAMES, RESULT, BenchResult, as_json
 from recsys.bench.systems import DEFAULT, Systems, ask
+from recsys.bench.tracking import Tracker, check_tracker, track
 from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset
 from recsys.errors import InvalidConfig, PublishRefused
 from recsys.splits import SplitKind
+
+LOGS = "logs"
 
 
 def run_bench(
@@ -35,6 +38,7 @@ def run_bench(
     ks: Sequence[int] = KS,
     n_samples: int = N_SAMPLES,
     out: str | Path | None = None,
+    tracker: Tracker | None = None,
     progress: bool = False,
 ) -> BenchResult:
     """Fit the systems on each cut and measure them under each protocol.
@@ -52,31 +56,38 @@ def run_bench(
         k: main length of the lists.
         ks: further lengths.
         n_samples: of the bootstrap.
-        out: results folder to write; an older one is replaced.
+        out: results folder to write; an older one is replaced. The logs of our trainings go to its sub-folder `logs`,
+            where the configuration names no other, beside those of earlier runs.
+        tracker: where the numbers go besides: "tensorboard" (into `logs` too), "wandb" or "mlflow".
         progress: show bars on stderr.
 
     Raises:
         InvalidData: a table breaks a rule, or there is nothing to test.
-        InvalidConfig: a value is out of its range.
+        InvalidConfig: a value is out of its range, or the tracker is not installed.
         DeviceUnavailable: the configured device is not there.
         PublishRefused: the folder holds something else.
     """
+    logs = None if out is None else Path(out) / LOGS
     if out is not None:
         refuse_foreign(Path(out))
+    if tracker is not None:
+        check_tracker(tracker, logs)
     prepared = prepare(
         dataset, config,
         split=split, test_share=test_share, min_items=min_items, n_cuts=n_cuts, repeats=repeats, k=k, ks=ks,
         progress=progress,
     )  # fmt: skip
-    answers, notes = ask(prepared, systems)
+    answers, notes = ask(prepared, systems, log_folder=logs)
     measured = measure(prepared, answers, notes=notes, n_samples=n_samples)
     if out is not None:
         write(measured, Path(out))
+    if tracker is not None:
+        track(measured.result, tracker, logs)
     return measured.result
 
 
 def write(measured: Measured, folder: Path) -> None:
-    """Write a results folder beside its place and rename it; an older one is replaced.
+    """Write a results folder beside its place and rename it; an older one is replaced, but for its logs.
 
     Raises:
         PublishRefused: the folder holds something else.
@@ -92,6 +103,8 @@ def write(measured: Measured, folder: Path) -> None:
             older = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
             folder.rename(older)
             beside.rename(folder)
+            if (older / LOGS).is_dir():
+                (older / LOGS).rename(folder / LOGS)
             shutil.rmtree(older)
         else:
             beside.rename(folder)
@@ -108,5 +121,6 @@ def refuse_foreign(folder: Path) -> None:
     """
     if not folder.absolute().parent.is_dir():
         raise InvalidConfig(f"--out {folder}: the folder {folder.parent} does not exist; make it first")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RESULT).is_file()):
+    others = {path.name for path in folder.iterdir()} - {LOGS} if folder.is_dir() else set()
+    if folder.is_file() or (others and RESULT not in others):
         raise PublishRefused(f"{folder} exists and holds no results; give another folder or remove it")

@@ -7,6 +7,7 @@ Anything with `fit(interactions, items, as_of=)` and `recommend(users, k, filter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
@@ -94,8 +95,15 @@ class Ours:
     fit: Usage
 
 
-def ask(prepared: Prepared, systems: Systems = DEFAULT) -> tuple[list[Answers], tuple[str, ...]]:
+def ask(
+    prepared: Prepared, systems: Systems = DEFAULT, *, log_folder: Path | None = None
+) -> tuple[list[Answers], tuple[str, ...]]:
     """Fit every system on every cut and ask it for lists under every protocol.
+
+    Args:
+        prepared: what is asked.
+        systems: names, or objects by name.
+        log_folder: for the logs of our trainings, a folder for each fit; not where the configuration names one.
 
     Returns:
         The answers, cuts outermost, systems in the order given; and sentences of the fits.
@@ -119,7 +127,9 @@ def ask(prepared: Prepared, systems: Systems = DEFAULT) -> tuple[list[Answers], 
             notes += said
         for variant in dict.fromkeys(variant_of(name) for name in named.values() if isinstance(name, str)):
             if variant is not None:
-                ours = fit_ours(prepared, cut, variant=variant)
+                ours = fit_ours(
+                    prepared, cut, variant=variant, log_folder=_log_folder(log_folder, prepared, cut, variant)
+                )
                 mine = [name for name in named.values() if isinstance(name, str) and variant_of(name) == variant]
                 found += ask_ours(prepared, ours, cut, names=mine)
                 notes += ours.recommender.notes
@@ -152,13 +162,16 @@ def ask_baselines(prepared: Prepared) -> list[Answers]:
     return [answer for name in names for answer in _ask_other(name, name, prepared, prepared.cuts[0])[0]]
 
 
-def fit_ours(prepared: Prepared, cut: Cut | None = None, *, variant: str = TWO_STAGE) -> Ours:
+def fit_ours(
+    prepared: Prepared, cut: Cut | None = None, *, variant: str = TWO_STAGE, log_folder: Path | None = None
+) -> Ours:
     """Fit our recommender on train and the whole catalogue.
 
     Args:
         prepared: tables and configuration.
         cut: whose train; the first cut's by default.
         variant: "two-stage", "two-stage: no interest" (without cross-encoder) or "two-stage: no text".
+        log_folder: for the logs of its trainings, where the configuration names none.
     """
     tables, train = prepared.tables, (cut or prepared.cuts[0]).split.train
     config: RecommenderConfig = prepared.config
@@ -167,8 +180,17 @@ def fit_ours(prepared: Prepared, cut: Cut | None = None, *, variant: str = TWO_S
         config = replace(config, n_interest=0)
     if variant == NO_TEXT:
         config, items = replace(config, n_interest=0), without_text(items)
+    if log_folder is not None and config.training.log_folder is None:
+        config = replace(config, training=replace(config.training, log_folder=str(log_folder)))
     recommender, usage = metered(lambda: Recommender(config).fit(train, items, tables.users))
     return Ours(recommender=recommender, fit=usage)
+
+
+def _log_folder(folder: Path | None, prepared: Prepared, cut: Cut, variant: str) -> Path | None:
+    if folder is None:
+        return None
+    fit = variant.replace(": ", "-").replace(" ", "-")
+    return folder / fit if len(prepared.cuts) == 1 else folder / f"{fit}-cut-{cut.place}"
 
 
 def without_text(items: pl.DataFrame) -> pl.DataFrame:
