@@ -219,7 +219,9 @@ def _train(
         seed=config.seed, max_steps=None if like is None else like.steps, max_seconds=budget(config, TOWER_SHARE),
         progress=config.progress,
     )  # fmt: skip
-    vectors = tower.encode(features)
+    vectors, searchable = item_space(
+        tower, features, catalogue.has_text | (counts >= config.item_tower.min_interactions)
+    )
     return Towers(
         encoder=encoder,
         words=words,
@@ -228,11 +230,27 @@ def _train(
         event_kinds=event_kinds,
         text_vectors=text_vectors,
         item_vectors=vectors,
-        searchable=catalogue.has_text | (counts >= config.item_tower.min_interactions),
+        searchable=searchable,
         index=configured_index(vectors, config, device),
         text_neighbours=text_neighbours(catalogue.texts, config.lexical) if like is None else like.text_neighbours,
         steps=steps,
     )
+
+
+def item_space(
+    tower: ItemTower, features: ItemFeatures, known: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Unit vectors of all items, and which of them can be searched: those of which something is known.
+
+    Args:
+        tower: as learnt.
+        features: of the items.
+        known: bool (n_items,), items with a text or enough behaviour.
+    """
+    vectors = tower.encode(features)
+    nothing = ~vectors.any(axis=1)
+    vectors[nothing, 0] = 1.0  # an index takes unit vectors alone; these are never looked for
+    return vectors, known & ~nothing
 
 
 def configured_index(vectors: npt.NDArray[np.float32], config: RecommenderConfig, device: str) -> VectorIndex:

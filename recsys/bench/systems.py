@@ -194,14 +194,11 @@ def _log_folder(folder: Path | None, prepared: Prepared, cut: Cut, variant: str)
 
 
 def without_text(items: pl.DataFrame) -> pl.DataFrame:
-    """The catalogue with one word for every item: nothing to read; brands and categories stay as plain columns."""
+    """The catalogue with nothing to read; brands and categories stay as plain columns."""
     path = pl.col("categories").list.join(" > ").alias("category_path")
     renamed = {"brand": "brand_name"} if "brand" in items.columns else {}
-    return (
-        items.with_columns(path)
-        .rename(renamed)
-        .with_columns(title=pl.lit("item"), description=pl.lit(""), categories=pl.lit([], dtype=pl.List(pl.String)))
-    )
+    nothing = {"title": pl.lit(""), "description": pl.lit(""), "categories": pl.lit([], dtype=pl.List(pl.String))}
+    return items.with_columns(path).rename(renamed).with_columns(**nothing)
 
 
 def ask_ours(

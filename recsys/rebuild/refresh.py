@@ -26,7 +26,7 @@ from recsys.pipeline import to_events
 from recsys.schema import Tables
 from recsys.snapshot import take_snapshot
 from recsys.splits import end_of
-from recsys.towers import Towers, configured_index
+from recsys.towers import Towers, configured_index, item_space
 
 NOTE = "rebuild: "
 Rows = npt.NDArray[np.int64]
@@ -212,7 +212,7 @@ def carried_items(
     counts = np.bincount(item_rows, minlength=len(catalogue)).astype(np.float32)
     features = ItemFeatures(text_vectors, old.words.transform(catalogue.texts), catalogue.text_rows, counts)
     learnt = (rows >= 0) & (counts >= tower.config.min_interactions)
-    return tower, tower.encode(features), catalogue.has_text | learnt
+    return tower, *item_space(tower, features, catalogue.has_text | learnt)
 
 
 def renumbered(tower: ItemTower, rows: Rows) -> ItemTower:

@@ -1,5 +1,6 @@
 """Systems by name and by object: who is asked, who is left out, and that the learned baselines learn."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -8,13 +9,26 @@ import pytest
 
 from indexing.contrastive import ContrastiveConfig
 from indexing.encoder import EncoderConfig
+from ranking.interest import InterestConfig
 from recsys.bench import prepare, run_bench
 from recsys.bench.learned import CatalogueTooLarge, Ease, Ials, TfIdf
-from recsys.bench.systems import DEFAULT, NO_TEXT, TWO_STAGE, ask, check_name, variant_of, without_text
+from recsys.bench.systems import (
+    DEFAULT,
+    NO_INTEREST,
+    NO_TEXT,
+    TWO_STAGE,
+    ask,
+    ask_ours,
+    check_name,
+    fit_ours,
+    variant_of,
+    without_text,
+)
 from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset
 from recsys.errors import InvalidConfig, InvalidData, UnknownUsers
 from recsys.synthetic import generate
+from recsys.text import item_texts
 
 AS_OF = datetime(2024, 6, 1, tzinfo=UTC)
 
@@ -128,10 +142,34 @@ def test_a_random_split_warns(data):
 
 def test_a_catalogue_without_a_word(data):
     items = prepare(data).tables.items
-    bare = without_text(items)
-    assert set(bare["title"]) == {"item"}
+    bare = without_text(items.with_columns(brand=pl.lit("Lodge")))
+    assert set(item_texts(bare)) == {""}
     assert bare["category_path"].n_unique() == 5
-    assert bare["categories"].list.len().sum() == 0
+    assert set(bare["brand_name"]) == {"Lodge"}
+
+
+def test_without_the_interest_score(data, config):
+    names = [TWO_STAGE, NO_INTEREST]
+    prepared = prepare(data, replace(config, n_interest=4, interest=InterestConfig(max_groups=16, group_size=4)))
+    ours = {name: fit_ours(prepared, variant=name) for name in names}
+    said = {name: [note for note in found.recommender.notes if "interest" in note] for name, found in ours.items()}
+    assert said[TWO_STAGE][0].startswith("interest model: fine-tuned")
+    assert said[NO_INTEREST] == ["interest model: switched off (n_interest = 0)."]
+    answers = {name: ask_ours(prepared, ours[name], names=[name])[0] for name in names}
+    assert all(answer.staged for answer in answers.values())
+    stage1 = [answer.candidates.select("user_id", "item_id", "rank") for answer in answers.values()]
+    assert stage1[0].equals(stage1[1])  # stage 1 is the same, so what differs is the interest score's
+    people = prepared.protocols[0].users
+    assert set(answers[NO_INTEREST].lists["user_id"]) == set(people)
+    scores = ours[NO_INTEREST].recommender.recommend(people, 5, details=True)
+    assert "interest_score" not in scores.columns or scores["interest_score"].null_count() == scores.height
+
+
+def test_both_fits_stand_in_one_table(data, config):
+    prepared = prepare(data, config)
+    answers, _ = ask(prepared, [NO_INTEREST, "popular"])
+    assert [answer.system for answer in answers if answer.protocol == "new items only"] == [NO_INTEREST, "popular"]
+    assert [answer.staged for answer in answers if answer.protocol == "new items only"] == [True, False]
 
 
 def log_of(**taken):
