@@ -106,13 +106,16 @@ class CrossEncoder(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
     def features(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-        """Tokenise one batch of (history, item).
+        """Tokenise one batch of (history, item) and pad it to its longest pair; see `tokens` and `padded`."""
+        return self.padded(self.tokens(pairs))
+
+    def tokens(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Tensor]]:
+        """Tokenise (history, item) pairs.
 
         Too long a pair loses the end of its history; where the item alone fills it, both lose their ends.
 
         Returns:
-            What the body reads (`input_ids`, `attention_mask`, ...), each (n, longest pair) int64 on its
-            device.
+            For each pair what the body reads of it (`input_ids`, `attention_mask`, ...), int64 (its tokens,).
         """
         safe = [(self._safe(history), self._safe(item)) for history, item in pairs]
         strategies = self._strategies([item for _, item in safe])
@@ -122,7 +125,21 @@ class CrossEncoder(nn.Module):
             encoded = self.tokenizer([safe[row] for row in chosen], truncation=strategy, max_length=self.max_tokens)
             for position, row in enumerate(chosen):
                 rows[row] = {name: torch.tensor(lists[position]) for name, lists in encoded.items()}
-        return {name: self._padded(name, rows) for name in rows[0]}
+        return rows
+
+    def padded(self, rows: list[dict[str, Tensor]], *, n_rows: int = 0, n_tokens: int = 0) -> dict[str, Tensor]:
+        """Put rows from `tokens` together on the body's device.
+
+        Args:
+            rows: at least one.
+            n_rows: of the result at least; the first row is repeated.
+            n_tokens: of the result at least; rows are padded.
+
+        Returns:
+            int64 (n, tokens) each.
+        """
+        filled = [*rows, *rows[:1] * (n_rows - len(rows))]
+        return {name: self._columns(name, filled, n_tokens) for name in rows[0]}
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         """Give one float32 logit per pair, (n,)."""
@@ -138,10 +155,11 @@ class CrossEncoder(nn.Module):
         encoded = self.tokenizer(items, add_special_tokens=False, truncation=True, max_length=room)
         return ["only_first" if len(ids) < room else "longest_first" for ids in encoded["input_ids"]]
 
-    def _padded(self, name: str, rows: list[dict[str, Tensor]]) -> Tensor:
+    def _columns(self, name: str, rows: list[dict[str, Tensor]], n_tokens: int) -> Tensor:
         filler = self.tokenizer.pad_token_id if name == "input_ids" else 0
         columns = nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=filler)
-        return columns.to(self.head.weight.device)  # (n, longest pair)
+        missing = max(0, n_tokens - columns.shape[1])
+        return nn.functional.pad(columns, (0, missing), value=filler).to(self.head.weight.device)
 
     def _safe(self, text: str) -> str:
         """Cut a giant text before the tokenizer reads it whole, and replace what is no Unicode text."""

@@ -1,7 +1,8 @@
 """The interest model of stage 2: how well an item's text matches a user's history.
 
 Owns learning from lists of candidates and scoring pairs. Does not own the network and its tokens
-(`cross_encoder`), what the two texts say, which candidates it is shown, or what becomes of the score.
+(`cross_encoder`), which scores are remembered (`score_cache`), what the two texts say, which candidates it is shown, or
+what becomes of the score.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ranking.cross_encoder import CrossEncoder
+from ranking.score_cache import ScoreCache, fingerprints
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -36,8 +38,10 @@ _LEAST = {
     "groups_per_step": 1,
     "max_groups": _MIN_GROUPS,
     "weight_decay": 0,
-    "batch_size": 1,
+    "cache_size": 0,
 }
+_BLOCK = 4096  # pairs tokenised at once
+_TOKEN_STEP = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +57,9 @@ class InterestConfig:
         max_groups: training groups that are used; more are subsampled.
         learning_rate: peak rate of the checkpoint's layers (the fresh head learns at 1e-3).
         weight_decay: AdamW's decay of the body's weight matrices.
-        batch_size: pairs per forward pass when scoring.
+        batch_size: pairs per forward pass when scoring; None means 16 on a CPU and 256 on a GPU. A smaller rest is
+            filled up.
+        cache_size: pairs whose scores are remembered in memory, 250 bytes each; 0 remembers none.
         precision: arithmetic of the forward pass; "auto" is bf16 where the device computes it natively.
 
     Raises:
@@ -68,13 +74,16 @@ class InterestConfig:
     max_groups: int = 400
     learning_rate: float = 3e-5
     weight_decay: float = 0.01
-    batch_size: int = 64
+    batch_size: int | None = None
+    cache_size: int = 100_000
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name}={getattr(self, name)} is under {least}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} is under 1")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} is not above 0")
         if self.precision not in get_args(Precision):
@@ -109,6 +118,7 @@ class InterestModel:
         self.seed = seed
         self.precision = _best_precision(device) if config.precision == "auto" else config.precision
         self._network: CrossEncoder | None = None
+        self._cache = ScoreCache(config.cache_size)
 
     def fit(self, histories: Sequence[str], candidates: Sequence[Sequence[str]], *, progress: bool = False) -> Self:
         """Learn to put the taken item above what was retrieved beside it, starting from the checkpoint.
@@ -136,11 +146,15 @@ class InterestModel:
                 self.checkpoint, n_layers=self.config.n_layers, max_tokens=self.config.max_tokens
             ).to(self.device)
             self._train(network, groups, rng, progress)
-        self._network = network.eval()
+        self._network, self._cache = network.eval(), ScoreCache(self.config.cache_size)
         return self
 
     def score(self, histories: Sequence[str], items: Sequence[str], *, progress: bool = False) -> NDArray[np.float32]:
-        """Score pairs, each distinct one once, longest first so that a batch pads little.
+        """Score pairs, each distinct one once, and none that was scored lately.
+
+        A pair's score depends on nothing but its two texts: it is read in a batch whose shape follows from its own
+        length, so that what is asked beside it, or was asked before, does not change the score. On a CPU that holds to
+        the last bit with the default `batch_size`; other kernels may tell rows of a batch apart by rounding.
 
         Args:
             histories: (n,) texts, composed as for `fit`.
@@ -154,22 +168,17 @@ class InterestModel:
             RuntimeError: the model is not fitted.
             ValueError: lengths differ.
         """
-        network = self._fitted()
+        network, cache = self._fitted(), self._cache
         if len(histories) != len(items):
             raise ValueError(f"{len(histories)} histories for {len(items)} items; a pair needs one of each")
         pairs = list(zip(histories, items, strict=True))
-        distinct = sorted(set(pairs), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
-        scores = np.empty(len(distinct), dtype=np.float32)
-        # One autocast region around all batches: the bf16 copies of the weights are made once, not per batch.
-        with (
-            torch.no_grad(),
-            self._autocast(),
-            tqdm(total=len(distinct), desc="interest", disable=not progress, mininterval=1.0) as bar,
-        ):
-            for start in range(0, len(distinct), self.config.batch_size):
-                batch = distinct[start : start + self.config.batch_size]
-                scores[start : start + len(batch)] = network(network.features(batch)).cpu().numpy()
-                bar.update(len(batch))
+        distinct = sorted(set(pairs))
+        keys = fingerprints(distinct)
+        known = cache.get(keys)
+        new = [row for row, score in enumerate(known) if score is None]
+        scores = np.array([np.nan if score is None else score for score in known], dtype=np.float32)
+        scores[new] = self._read(network, [distinct[row] for row in new], progress)
+        cache.put([keys[row] for row in new], scores[new].tolist())
         row_of = {pair: row for row, pair in enumerate(distinct)}
         return scores[np.fromiter((row_of[pair] for pair in pairs), dtype=np.intp, count=len(pairs))]
 
@@ -199,6 +208,24 @@ class InterestModel:
         with _private_random_state(device, model.seed):
             model._network = CrossEncoder.load(folder, max_tokens=config.max_tokens).to(device).eval()
         return model
+
+    def _read(self, network: CrossEncoder, pairs: list[tuple[str, str]], progress: bool) -> NDArray[np.float32]:
+        """Score each pair by the network."""
+        size = self.config.batch_size or (16 if torch.device(self.device).type == "cpu" else 256)
+        scores = np.empty(len(pairs), dtype=np.float32)
+        # One autocast region around all batches: the bf16 copies of the weights are made once, not per batch.
+        with (
+            torch.no_grad(),
+            self._autocast(),
+            tqdm(total=len(pairs), desc="interest", disable=not progress, mininterval=1.0) as bar,
+        ):
+            for start in range(0, len(pairs), _BLOCK):
+                tokens = network.tokens(pairs[start : start + _BLOCK])
+                for rows, n_tokens in _batches([len(row["input_ids"]) for row in tokens], size, network.max_tokens):
+                    features = network.padded([tokens[row] for row in rows], n_rows=size, n_tokens=n_tokens)
+                    scores[start + rows] = network(features)[: len(rows)].cpu().numpy()
+                    bar.update(len(rows))
+        return scores
 
     def _train(self, network: CrossEncoder, groups: list[_Group], rng: np.random.Generator, progress: bool) -> None:
         steps = self.config.epochs * -(-len(groups) // self.config.groups_per_step)
@@ -263,6 +290,15 @@ def group_softmax_loss(logits: Tensor, sizes: Sequence[int]) -> Tensor:
     """
     losses = [torch.logsumexp(group, 0) - group[0] for group in torch.split(logits, list(sizes))]
     return torch.stack(losses).mean()
+
+
+def _batches(lengths: list[int], size: int, most: int) -> Iterator[tuple[NDArray[np.intp], int]]:
+    """Rows of like length, at most `size` together, and the number of tokens (at most `most`) they are padded to."""
+    steps = -(-np.array(lengths) // _TOKEN_STEP)
+    for step in np.unique(steps):
+        members = np.flatnonzero(steps == step)
+        for start in range(0, len(members), size):
+            yield members[start : start + size], min(int(step) * _TOKEN_STEP, most)
 
 
 def _usable_groups(histories: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[_Group]:

@@ -11,6 +11,7 @@ import torch
 
 from ranking.cross_encoder import CrossEncoder
 from ranking.interest import InterestConfig, InterestModel, group_softmax_loss
+from ranking.score_cache import ScoreCache
 
 WORDS = list("abcdef")
 GROUP_SIZE = 6
@@ -158,6 +159,19 @@ class TestScore:
         half.precision = "bf16"
         np.testing.assert_allclose(half.score(*PAIRS), fitted.score(*PAIRS), atol=5e-2)
 
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    @pytest.mark.parametrize("max_tokens", [16, 20])
+    def test_does_not_depend_on_what_is_asked_beside_it(self, tiny_bert, precision, max_tokens):
+        config = replace(SHORT, precision=precision, max_tokens=max_tokens, cache_size=0)
+        model = InterestModel(config, checkpoint=tiny_bert, device="cpu", seed=1).fit(*planted_groups(16, seed=1))
+        histories, candidates = planted_groups(30, seed=2)
+        asked = [
+            (history + " ba" * (row % 9), text) for row, history in enumerate(histories) for text in candidates[row]
+        ]
+        together = model.score(*zip(*asked, strict=True))
+        alone = [model.score([history], [text])[0] for history, text in asked]
+        np.testing.assert_array_equal(together, alone)
+
     def test_survives_hostile_texts(self, fitted):
         texts = ["\ud800", "", "\x00", "x" * 5_000_000, "👟 无线"]
         assert np.isfinite(fitted.score(texts, texts[::-1])).all()
@@ -172,6 +186,63 @@ class TestScore:
     def test_refuses_lengths_that_differ(self, fitted):
         with pytest.raises(ValueError, match="1 histories for 2 items"):
             fitted.score(["a"], ["b", "c"])
+
+
+class TestCache:
+    @pytest.fixture
+    def model(self, fitted, tmp_path):
+        fitted.save(tmp_path)
+        return InterestModel.load(tmp_path, device="cpu")
+
+    @pytest.fixture
+    def passes(self, monkeypatch):
+        """Shapes of the batches that the network reads."""
+        shapes, forward = [], CrossEncoder.forward
+
+        def counted(network, features):
+            shapes.append(tuple(features["input_ids"].shape))
+            return forward(network, features)
+
+        monkeypatch.setattr(CrossEncoder, "forward", counted)
+        return shapes
+
+    def test_what_was_asked_before_costs_no_pass_and_gives_the_same_bits(self, model, passes):
+        first = model.score(*PAIRS)
+        n_passes = len(passes)
+        assert n_passes > 0
+        assert model.score(*PAIRS).tobytes() == first.tobytes()
+        assert model.score(PAIRS[0][:2], PAIRS[1][:2]).tobytes() == first[:2].tobytes()
+        assert len(passes) == n_passes
+
+    def test_off_it_gives_the_same_bits(self, model, passes):
+        first = model.score(*PAIRS)
+        model._cache = ScoreCache(0)
+        n_passes = len(passes)
+        assert [model.score(*PAIRS).tobytes() for _ in range(2)] == [first.tobytes()] * 2
+        assert len(passes) == 3 * n_passes
+
+    def test_another_history_is_another_pair(self, model, passes):
+        model.score(["a b"] * 2, ["c", "d"])
+        before = model.score(["c a b"] * 2, ["c", "d"])
+        assert len(passes) == 2
+        model._cache = ScoreCache(0)
+        assert model.score(["c a b"] * 2, ["c", "d"]).tobytes() == before.tobytes()
+
+    def test_only_what_is_new_is_read_in_a_batch_of_the_same_shape(self, model, passes):
+        model.score(["a"] * 3, ["b", "c", "d"])
+        model.score(["a"] * 3, ["b", "c", "e"])
+        assert passes == [(16, 16), (16, 16)]
+        assert len(model._cache) == 4
+
+    def test_a_new_fit_forgets(self, tiny_bert):
+        model = InterestModel(SHORT, checkpoint=tiny_bert, device="cpu", seed=3).fit(*planted_groups(12, seed=1))
+        once = model.score(*PAIRS)
+        assert model.fit(*planted_groups(12, seed=5)).score(*PAIRS).tobytes() != once.tobytes()
+
+    def test_is_not_saved(self, model, tmp_path):
+        model.score(*PAIRS)
+        model.save(tmp_path / "again")
+        assert len(InterestModel.load(tmp_path / "again", device="cpu")._cache) == 0
 
 
 class TestFiles:
@@ -279,6 +350,7 @@ class TestConfig:
             ({"max_groups": 7}, "max_groups=7 is under 8"),
             ({"weight_decay": float("nan")}, "weight_decay=nan is under 0"),
             ({"batch_size": 0}, "batch_size=0 is under 1"),
+            ({"cache_size": -1}, "cache_size=-1 is under 0"),
             ({"learning_rate": 0.0}, "learning_rate=0.0 is not above 0"),
             ({"precision": "fp16"}, "precision='fp16' is unknown"),
         ],

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
+from ranking.cross_encoder import CrossEncoder
+from ranking.interest import InterestConfig, InterestModel
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
-from recsys.snapshot import item_table
+from recsys.snapshot import add_interest, gather_people, item_table
 
 MOMENT = datetime(2024, 3, 1, tzinfo=UTC)
 DAYS = [datetime(2024, 2, 20, tzinfo=UTC), None, datetime(2024, 3, 5, tzinfo=UTC)]
@@ -61,3 +63,30 @@ def test_a_price_that_is_to_be_ignored_is_not_there():
 def test_hours_are_counted_only_where_moments_are_the_users_own():
     assert "item_hour" in table(clock=True).columns
     assert "item_hour" not in table().columns
+
+
+def test_an_unchanged_history_costs_no_pass_of_the_interest_model_and_a_click_does(tiny_bert, monkeypatch):
+    catalogue = Catalogue.of(ITEMS.with_columns(title=pl.Series(["ba co", "di fu", "ga lo"])))
+    config = RecommenderConfig(n_interest=2)
+    small = InterestConfig(max_tokens=16, group_size=2, precision="fp32")
+    model = InterestModel(small, checkpoint=tiny_bert, device="cpu", seed=0).fit(["ba"] * 8, [["co", "di"]] * 8)
+    candidates = pl.DataFrame({"user_row": [0, 0], "item_row": [0, 1]}, schema_overrides=dict.fromkeys(
+        ("user_row", "item_row"), pl.Int32
+    ))  # fmt: skip
+    passes, forward = [], CrossEncoder.forward
+
+    def counted(network, features):
+        passes.append(1)
+        return forward(network, features)
+
+    monkeypatch.setattr(CrossEncoder, "forward", counted)
+
+    def scores(events):
+        people = gather_people(events, pl.Series(["u"]))
+        return add_interest(candidates, people, model, catalogue, config)["interest_score"].to_list()
+
+    first = scores(EVENTS)
+    assert (scores(EVENTS), len(passes)) == (first, 1)
+    click = EVENTS.filter(user_id="v").with_columns(user_id=pl.lit("u"), item_row=pl.lit(0, dtype=pl.Int32))
+    assert scores(pl.concat([EVENTS, click])) != first
+    assert len(passes) == 2
