@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "run", help="measure systems on one data set", epilog=SYSTEMS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ))  # fmt: skip
+    _add_split(commands.add_parser("split", help="write what another program needs, whose lists run --lists takes"))
     _add_profile(commands.add_parser("profile", help="speed and memory of systems, without metrics"))
     _add_tune(commands.add_parser("tune", help="search settings on a validation window; the test is never seen"))
     _add_compare(commands.add_parser("compare", help="is the second result better than the first?"))
@@ -64,9 +65,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ks", metavar="5,10,20", help="further list lengths (5,10,20)")
     parser.add_argument("--samples", type=int, metavar="N", help="of the bootstrap (1000)")
     parser.add_argument("--out", metavar="FOLDER", help="results folder; older results in it are replaced")
+    parser.add_argument(
+        "--lists",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="lists of another program, for the same split; again for more",
+    )
     parser.add_argument("--track", choices=("tensorboard", "wandb", "mlflow"), help="log the numbers there too")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of tables")
     parser.set_defaults(command=_run)
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="split.json, items, train and whom to ask")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of text")
+    parser.set_defaults(command=_split)
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:
@@ -138,11 +153,29 @@ def _run(arguments: argparse.Namespace) -> int:
     from recsys.datasets import load_dataset
 
     data = load_dataset(given.pop("data"))
-    result = run_bench(data, config, **given, out=arguments.out, tracker=arguments.track, progress=config.progress)
+    result = run_bench(
+        data, config, **given, out=arguments.out, tracker=arguments.track, lists=arguments.lists,
+        progress=config.progress,
+    )  # fmt: skip
     print(as_json(result.to_dict()) if arguments.json else render(result), end="")
     for flag in result.flags:
         print(f"{flag.kind}: {flag.message}", file=sys.stderr)
     return 3 if any(flag.kind == "leak" for flag in result.flags) else 0
+
+
+def _split(arguments: argparse.Namespace) -> int:
+    given, config = _arguments(arguments)
+    from recsys.bench.outside import write_split
+    from recsys.bench.protocols import prepare
+    from recsys.bench.result import as_json
+    from recsys.datasets import load_dataset
+
+    data = load_dataset(given.pop("data"))
+    for name in ("systems", "n_samples"):  # of a scenario
+        given.pop(name, None)
+    about = write_split(prepare(data, config, **given), Path(arguments.out))
+    print(as_json(about) if arguments.json else f"{arguments.out}: test {about['test_hash']}\n", end="")
+    return 0
 
 
 def _profile(arguments: argparse.Namespace) -> int:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recsys.bench.measure import N_SAMPLES, Measured, measure
+from recsys.bench.outside import read_lists
 from recsys.bench.protocols import KS, Repeats, prepare
 from recsys.bench.result import FRAMES, RESULT, BenchResult, as_json
-from recsys.bench.systems import DEFAULT, Systems, ask
+from recsys.bench.systems import DEFAULT, Answers, Systems, ask
 from recsys.bench.tracking import Tracker, check_tracker, track
 from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset
@@ -39,6 +40,7 @@ def run_bench(
     n_samples: int = N_SAMPLES,
     out: str | Path | None = None,
     tracker: Tracker | None = None,
+    lists: Sequence[str | Path] = (),
     progress: bool = False,
 ) -> BenchResult:
     """Fit the systems on each cut and measure them under each protocol.
@@ -59,10 +61,12 @@ def run_bench(
         out: results folder to write; an older one is replaced. The logs of our trainings go to its sub-folder `logs`,
             where the configuration names no other, beside those of earlier runs.
         tracker: where the numbers go besides: "tensorboard" (into `logs` too), "wandb" or "mlflow".
+        lists: files of lists that other programs made for the same split, see `recsys/bench/outside.py`; their systems
+            stand beside ours.
         progress: show bars on stderr.
 
     Raises:
-        InvalidData: a table breaks a rule, or there is nothing to test.
+        InvalidData: a table or a file of lists breaks a rule, or there is nothing to test.
         InvalidConfig: a value is out of its range, or the tracker is not installed.
         DeviceUnavailable: the configured device is not there.
         PublishRefused: the folder holds something else.
@@ -77,7 +81,11 @@ def run_bench(
         split=split, test_share=test_share, min_items=min_items, n_cuts=n_cuts, repeats=repeats, k=k, ks=ks,
         progress=progress,
     )  # fmt: skip
+    others: list[Answers] = []
+    for path in lists:  # before the fits, so that a fault in a file is told at once
+        others += read_lists(path, prepared, [*systems, *(answer.system for answer in others)])
     answers, notes = ask(prepared, systems, log_folder=logs)
+    answers += others
     measured = measure(prepared, answers, notes=notes, n_samples=n_samples)
     if out is not None:
         write(measured, Path(out))
