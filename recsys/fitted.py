@@ -23,7 +23,8 @@ from indexing.words import Words
 from ranking.interest import InterestModel
 from ranking.ranker import Ranker
 from recsys.catalogue import Catalogue, user_numbers
-from recsys.config import RecommenderConfig
+from recsys.config import RecommenderConfig, config_from_dict
+from recsys.errors import BundleIncompatible, InvalidConfig
 from recsys.prediction import Probabilities
 from recsys.snapshot import Snapshot, Timelines, take_snapshot
 from recsys.towers import Towers
@@ -121,8 +122,19 @@ def write_fitted(fitted: Fitted, config: RecommenderConfig, folder: Path) -> dic
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The small facts of a fit, its configuration among them."""
+    """The small facts of a fit, its configuration among them.
+
+    Raises:
+        BundleIncompatible: the configuration has a setting, or a value of one, that this version does not know.
+    """
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    try:
+        config_from_dict(state["config"])
+    except InvalidConfig as error:
+        raise BundleIncompatible(
+            f"{folder} was saved with settings that this version does not read ({error}). Fit again, or load it with "
+            "the version of recsys-twostage that its MANIFEST.json names."
+        ) from error
     return state
 
 
