@@ -8,6 +8,8 @@ what becomes of the score.
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -120,7 +122,14 @@ class InterestModel:
         self._network: CrossEncoder | None = None
         self._cache = ScoreCache(config.cache_size)
 
-    def fit(self, histories: Sequence[str], candidates: Sequence[Sequence[str]], *, progress: bool = False) -> Self:
+    def fit(
+        self,
+        histories: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        *,
+        max_seconds: float | None = None,
+        progress: bool = False,
+    ) -> Self:
         """Learn to put the taken item above what was retrieved beside it, starting from the checkpoint.
 
         The same input and seed give the same model on CPU, and torch's global random state stays as it was.
@@ -129,6 +138,8 @@ class InterestModel:
             histories: one text per group, what matters most first: a pair too long loses its history's end.
             candidates: per group the taken item's text first, then texts of items retrieved but not taken.
                 Those whose text equals the taken one are left out, and groups with no other candidate too.
+            max_seconds: training ends after the step that passes it; None for no limit. With a limit the result
+                depends on the machine's speed.
             progress: show a progress bar.
 
         Raises:
@@ -145,7 +156,7 @@ class InterestModel:
             network = CrossEncoder.from_checkpoint(
                 self.checkpoint, n_layers=self.config.n_layers, max_tokens=self.config.max_tokens
             ).to(self.device)
-            self._train(network, groups, rng, progress)
+            self._train(network, groups, rng, max_seconds, progress)
         self._network, self._cache = network.eval(), ScoreCache(self.config.cache_size)
         return self
 
@@ -227,17 +238,32 @@ class InterestModel:
                     bar.update(len(rows))
         return scores
 
-    def _train(self, network: CrossEncoder, groups: list[_Group], rng: np.random.Generator, progress: bool) -> None:
+    def _train(
+        self,
+        network: CrossEncoder,
+        groups: list[_Group],
+        rng: np.random.Generator,
+        max_seconds: float | None,
+        progress: bool,
+    ) -> None:
         steps = self.config.epochs * -(-len(groups) // self.config.groups_per_step)
+        started = time.monotonic()
+
+        def place(step: int) -> float:
+            """How far training is, 0 to `steps`: by steps or by time, whichever is further."""
+            return min(steps, max(step, steps * (time.monotonic() - started) / (max_seconds or math.inf)))
+
         optimizer = _optimizer(network, self.config)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(place(step), steps))
         network.train()
         with tqdm(total=steps, desc="fit interest", disable=not progress, mininterval=1.0) as bar:
-            for step_groups in self._steps(groups, rng):
+            for step, step_groups in enumerate(self._steps(groups, rng)):
+                if step and place(step) >= steps:
+                    break
                 loss = self._loss(network, step_groups, rng)
                 if not torch.isfinite(loss):
                     raise RuntimeError(
-                        f"the interest loss became {loss.item()} in step {bar.n + 1} of {steps}; "
+                        f"the interest loss became {loss.item()} in step {step + 1} of {steps}; "
                         f"lower learning_rate={self.config.learning_rate}"
                     )
                 optimizer.zero_grad()
@@ -330,8 +356,8 @@ def _optimizer(network: CrossEncoder, config: InterestConfig) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
 
 
-def _rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate in `step` of 0..steps-1: up over the first tenth, then down to 0."""
+def _rate(step: float, steps: int) -> float:
+    """Share of the peak learning rate at `step`, 0 to `steps`: up over the first tenth, then down to 0."""
     warm = max(1, int(_WARM_UP * steps))
     return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
 

@@ -52,7 +52,8 @@ class RecommenderConfig:
         windows: how time is divided.
         extend_vocabulary: add the catalogue's characters and words to the tokenizer, and warm the encoder up on them.
         renew_towers: train item tower and history encoder anew on all interactions once the ranker has learnt.
-        time_budget: minutes that a fit should take, about; it bounds the neural trainings. None for no limit.
+        time_budget: minutes that a fit should take, about; it bounds every neural training: warm-up, text encoder,
+            towers (twice) and interest model. Reading, encoding and LightGBM come on top. None for no limit.
         n_interest: candidates per user that the cross-encoder scores, the best by stage 1; 0 leaves it out.
         max_label_users: users per label window that stage 2 looks at, drawn at random where there are more.
         max_ranker_rows: candidate rows per label window that the ranker learns from; users are drawn at random for it.

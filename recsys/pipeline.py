@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
+import scipy.sparse as sp
 
 from ranking.interest import InterestModel
 from recsys.catalogue import Catalogue, user_numbers
@@ -23,7 +24,7 @@ from recsys.schema import Tables
 from recsys.second_stage import LabelWindow, report_drift, retrieve, train_second_stage
 from recsys.snapshot import Snapshot, candidate_frame, gather_people, take_snapshot
 from recsys.splits import Windows, end_of, make_windows, moments
-from recsys.towers import Towers, learn_towers, load_encoder, prepare_encoder, renew_towers
+from recsys.towers import Towers, covisitation_of, learn_towers, load_encoder, prepare_encoder, renew_towers
 
 MIN_SOURCE_WEIGHT = 0.05
 WEIGHED_DEPTH = 100
@@ -49,9 +50,12 @@ def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
     readable = prepare_encoder(encoder, catalogue, config, notes)
     kinds = tuple(windows.history_b["event"].unique().sort())
     before_b = to_events(windows.history_b, catalogue, kinds)
-    towers = learn_towers(encoder, before_b, kinds, catalogue, config, device, notes, tune=readable)
+    covisited = covisitation_of(before_b, catalogue, config)
+    towers = learn_towers(
+        encoder, before_b, kinds, catalogue, config, device, notes, tune=readable, covisited=covisited
+    )
 
-    b = open_window(windows, "b", {}, towers, catalogue, numbers, config, hide_seen=hide_seen)
+    b = open_window(windows, "b", {}, towers, catalogue, numbers, config, hide_seen=hide_seen, covisited=covisited)
     some = b.head(WEIGHED_USERS)
     weights = weigh_sources(retrieve(some, config, hide_seen=hide_seen), some.labels)
     b = b.weighted(weights)
@@ -68,12 +72,14 @@ def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
         )
 
     events = to_events(tables.interactions, catalogue, kinds)
+    covisited = None
     if config.renew_towers:
-        towers = renew_towers(towers, events, catalogue, config, device)
+        covisited = covisitation_of(events, catalogue, config)
+        towers = renew_towers(towers, events, covisited, catalogue, config, device, notes)
     as_of = windows.end.timestamp()
     now = take_snapshot(
         events, as_of, towers, catalogue, config,
-        repeats=not hide_seen, clock=windows.kind == "last", weights=weights,
+        repeats=not hide_seen, clock=windows.kind == "last", weights=weights, covisited=covisited,
     )  # fmt: skip
     if second.ranker is not None:
         served = rows_of_now(events, as_of, now, second.interest, catalogue, numbers, config, hide_seen=hide_seen)
@@ -152,8 +158,12 @@ def open_window(
     config: RecommenderConfig,
     *,
     hide_seen: bool,
+    covisited: sp.csr_matrix | None = None,
 ) -> LabelWindow:
-    """Everything as of the start of window B or C, and its labels. Nothing in the window can change the former."""
+    """Everything as of the start of window B or C, and its labels. Nothing in the window can change the former.
+
+    `covisited` is the co-visitation of the window's history, where it is there already.
+    """
     history, labels, start = (
         (windows.history_b, windows.labels_b, windows.start_b)
         if name == "b"
@@ -163,7 +173,7 @@ def open_window(
     moment = (start or end_of(history)).timestamp()
     snapshot = take_snapshot(
         events, moment, towers, catalogue, config,
-        repeats=not hide_seen, clock=windows.kind == "last", weights=weights,
+        repeats=not hide_seen, clock=windows.kind == "last", weights=weights, covisited=covisited,
     )  # fmt: skip
     known = moments(history.join(labels, on="user_id", how="semi"), windows.kind, start).sort("user_id")
     known = known.sample(min(known.height, config.max_label_users), shuffle=True, seed=config.seed)

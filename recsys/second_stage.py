@@ -30,6 +30,7 @@ from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.notes import Notes
 from recsys.snapshot import People, Snapshot, describe, history_texts, to_frame
+from recsys.towers import INTEREST_SHARE, budget
 
 MIN_RANKER_USERS = 20
 MIN_INTEREST_USERS = 8
@@ -162,7 +163,7 @@ def train_interest(
     with TemporaryDirectory() as folder:
         encoder.save(Path(folder))
         model = InterestModel(config.interest, checkpoint=folder, device=device, seed=config.seed)
-        model.fit(histories, groups, progress=config.progress)
+        model.fit(histories, groups, max_seconds=budget(config, INTEREST_SHARE), progress=config.progress)
     notes.add(f"interest model: fine-tuned on the lists of {len(groups)} users.")
     return model, users
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 
-from indexing.covisitation import covisitation
 from indexing.ease import ease
 from indexing.history import Histories
 from indexing.lexical import lexical_neighbours
@@ -29,7 +28,7 @@ from ranking.statistics import DAY
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.text import history_text
-from recsys.towers import Towers, histories_of
+from recsys.towers import Towers, covisitation_of, histories_of
 
 MAX_KINDS = 8  # more kinds of events than that are no kinds; their rates are left out
 
@@ -183,6 +182,7 @@ def take_snapshot(
     repeats: bool,
     clock: bool = False,
     weights: Mapping[str, float] | None = None,
+    covisited: sp.csr_matrix | None = None,
     known_behaviour: Mapping[str, sp.csr_matrix] | None = None,
 ) -> Snapshot:
     """Build the sources and the item statistics from all interactions before the moment.
@@ -196,11 +196,12 @@ def take_snapshot(
         repeats: whether the user's own items are a source.
         clock: whether users have moments of their own, so that hour and weekday say something about them.
         weights: of the sources in the blend.
+        covisited: the co-visitation of the same events, where it is there already.
         known_behaviour: the matrices of the same events, where they were stored.
     """
     behaviour = known_behaviour
     if behaviour is None:
-        behaviour = learn_behaviour(events, len(catalogue), config)
+        behaviour = learn_behaviour(events, catalogue, config, covisited)
     rows = events["item_row"].to_numpy()
     neighbours = _neighbour_sources(behaviour, rows, towers, catalogue, config, repeats=repeats)
     retriever = build_retriever(
@@ -250,13 +251,14 @@ def _spaces(behaviour: Mapping[str, sp.csr_matrix], towers: Towers, catalogue: C
     return spaces
 
 
-def learn_behaviour(events: pl.DataFrame, n_items: int, config: RecommenderConfig) -> dict[str, sp.csr_matrix]:
+def learn_behaviour(
+    events: pl.DataFrame, catalogue: Catalogue, config: RecommenderConfig, covisited: sp.csr_matrix | None
+) -> dict[str, sp.csr_matrix]:
     """The item neighbours that are asked for and fit, from events in any order."""
-    histories = histories_of(events)
     found = {}
     if config.retriever.covisitation:
-        found["covisitation"] = covisitation(histories, n_items, config.covisitation)
-    weights = ease(histories, n_items, config.ease) if config.retriever.ease else None
+        found["covisitation"] = covisitation_of(events, catalogue, config) if covisited is None else covisited
+    weights = ease(histories_of(events), len(catalogue), config.ease) if config.retriever.ease else None
     if weights is not None:
         found["ease"] = weights
     return found

@@ -31,8 +31,10 @@ from recsys.config import RecommenderConfig
 from recsys.errors import InvalidConfig
 from recsys.notes import Notes
 
-TEXT_SHARE = 0.35  # of the time budget, for each training of stage 1
+WARM_UP_SHARE = 0.1  # of the time budget, for each neural training; towers are trained twice
+TEXT_SHARE = 0.3
 TOWER_SHARE = 0.2
+INTEREST_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +87,57 @@ def load_encoder(config: RecommenderConfig, device: str) -> BiEncoder:
 
 
 def prepare_encoder(encoder: BiEncoder, catalogue: Catalogue, config: RecommenderConfig, notes: Notes) -> bool:
-    """Teach the encoder the catalogue's language where that is asked for; whether it can read the catalogue then."""
+    """Teach the encoder the catalogue's language where that is asked for; whether it can read the catalogue then.
+
+    Raises:
+        InvalidConfig: the vocabulary of the configured encoder cannot be extended, or a teacher is asked for that is
+            not there.
+    """
     share = encoder.unknown_share(catalogue.texts)
-    objective, teacher = config.warm_up.objective, None
+    teacher = _teacher(notes) if config.extend_vocabulary else None
+    settings = _warm_up_settings(config, teacher)
     if config.extend_vocabulary:
-        teacher = _teacher(notes)
-        added = extend_vocabulary(encoder, catalogue.texts, teacher=teacher, seed=config.seed)
+        added = _extended(encoder, catalogue, teacher, config)
         notes.add(f"encoder: {added} tokens of the catalogue added to its vocabulary.")
-        objective = WarmUpConfig().objective if objective == "none" else objective
     steps = warm_up(
-        encoder, catalogue.texts, replace(config.warm_up, objective=objective),
-        pairs=_title_and_description(catalogue), teacher=teacher, seed=config.seed, progress=config.progress,
+        encoder, catalogue.texts, settings, pairs=_title_and_description(catalogue), teacher=teacher,
+        seed=config.seed, progress=config.progress,
     )  # fmt: skip
     if steps:
-        notes.add(f"encoder: {steps} steps of warm-up on the catalogue's own text ({objective}).")
+        notes.add(f"encoder: {steps} steps of warm-up on the catalogue's own text ({settings.objective}).")
     return _can_read(encoder, share, catalogue, config, notes)
+
+
+def _warm_up_settings(config: RecommenderConfig, teacher: Teacher | None) -> WarmUpConfig:
+    """As configured, but new tokens are always warmed up, and no longer than the time budget allows."""
+    settings = config.warm_up
+    if "distill" in settings.objective and teacher is None:
+        remedy = (
+            'install it, pip install "recsys-twostage[multilingual]"'
+            if config.extend_vocabulary
+            else "set extend_vocabulary = true"
+        )
+        raise InvalidConfig(
+            f"warm_up.objective={settings.objective!r} learns from the teacher that new tokens start from, and there "
+            f'is none; {remedy}, or choose "simcse" or "pairs"'
+        )
+    if config.extend_vocabulary and settings.objective == "none":
+        settings = replace(settings, objective=WarmUpConfig().objective)
+    limits = [limit for limit in (settings.max_seconds, budget(config, WARM_UP_SHARE)) if limit is not None]
+    return replace(settings, max_seconds=min(limits, default=None))
+
+
+def _extended(encoder: BiEncoder, catalogue: Catalogue, teacher: Teacher | None, config: RecommenderConfig) -> int:
+    """How many of the catalogue's tokens were added to the encoder's vocabulary."""
+    try:
+        return extend_vocabulary(encoder, catalogue.texts, teacher=teacher, seed=config.seed)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise InvalidConfig(
+            f"extend_vocabulary = true does not fit encoder.model={config.encoder.model!r}: {error}; "
+            "or set extend_vocabulary = false"
+        ) from error
 
 
 def _teacher(notes: Notes) -> Teacher | None:
@@ -143,6 +181,7 @@ def learn_towers(
     notes: Notes,
     *,
     tune: bool,
+    covisited: sp.csr_matrix | None = None,
 ) -> Towers:
     """Fine-tune the text encoder, encode the catalogue, train item tower and history encoder, build the index.
 
@@ -155,9 +194,10 @@ def learn_towers(
         device: resolved.
         notes: gets what was done.
         tune: whether the text encoder is fine-tuned.
+        covisited: the co-visitation of these events, where it is there already.
     """
     histories = histories_of(events)
-    behaviour = covisitation(histories, len(catalogue), config.covisitation)
+    behaviour = covisitation_of(events, catalogue, config) if covisited is None else covisited
     text_steps = 0
     if tune:
         text_steps = tune_encoder(
@@ -176,19 +216,28 @@ def learn_towers(
 
 
 def renew_towers(
-    towers: Towers, events: pl.DataFrame, catalogue: Catalogue, config: RecommenderConfig, device: str
+    towers: Towers,
+    events: pl.DataFrame,
+    covisited: sp.csr_matrix,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    device: str,
+    notes: Notes,
 ) -> Towers:
     """Item tower and history encoder trained anew on more events, in as many steps; the text encoder stays.
 
     Trained from the same start and never on what it will be asked to rank, the new pair scores candidates as the old
     one did in the label windows.
     """
-    histories = histories_of(events)
-    behaviour = covisitation(histories, len(catalogue), config.covisitation)
-    return _train(
-        histories, behaviour, towers.encoder, towers.words, towers.event_kinds, towers.text_vectors, catalogue, config,
-        device, like=towers,
+    renewed = _train(
+        histories_of(events), covisited, towers.encoder, towers.words, towers.event_kinds, towers.text_vectors,
+        catalogue, config, device, like=towers,
     )  # fmt: skip
+    notes.add(
+        f"renewal: item tower and history encoder trained anew on all interactions, {renewed.steps} steps; the index "
+        f"that is served: {index_summary(renewed.index)}."
+    )
+    return renewed
 
 
 def _train(
@@ -265,6 +314,11 @@ def configured_index(vectors: npt.NDArray[np.float32], config: RecommenderConfig
         raise
     except (RuntimeError, ValueError) as error:
         raise InvalidConfig(str(error)) from error
+
+
+def covisitation_of(events: pl.DataFrame, catalogue: Catalogue, config: RecommenderConfig) -> sp.csr_matrix:
+    """What is taken soon after what, float32 CSR (n_items, n_items)."""
+    return covisitation(histories_of(events), len(catalogue), config.covisitation)
 
 
 def histories_of(events: pl.DataFrame) -> Histories:

@@ -32,6 +32,14 @@ def planted_groups(n: int, seed: int) -> tuple[list[str], list[list[str]]]:
     return histories, candidates
 
 
+def _counted(function, calls):
+    def count(*arguments, **named):
+        calls.append(1)
+        return function(*arguments, **named)
+
+    return count
+
+
 @pytest.fixture(scope="module")
 def fitted(tiny_bert) -> InterestModel:
     return InterestModel(SHORT, checkpoint=tiny_bert, device="cpu", seed=1).fit(*planted_groups(16, seed=1))
@@ -83,6 +91,21 @@ class TestFit:
         model = InterestModel(config, checkpoint=tiny_bert, device="cpu", seed=0)
         model.fit(*planted_groups(30, seed=1), progress=True)
         assert "6/6" in capfd.readouterr().err  # 2 epochs of 3 steps
+
+    def test_ends_in_time_after_one_step_at_least(self, tiny_bert, monkeypatch):
+        config, steps = replace(SHORT, epochs=10**6), []
+        monkeypatch.setattr(torch.optim.AdamW, "step", _counted(torch.optim.AdamW.step, steps))
+        model = InterestModel(config, checkpoint=tiny_bert, device="cpu", seed=0)
+        model.fit(*planted_groups(12, seed=1), max_seconds=1e-9)
+        assert len(steps) == 1
+        model.fit(*planted_groups(12, seed=1), max_seconds=0.3)
+        assert 2 < len(steps) < 10**4
+        assert np.isfinite(model.score(*PAIRS)).all()
+
+    def test_a_limit_out_of_reach_changes_nothing(self, tiny_bert, fitted):
+        model = InterestModel(SHORT, checkpoint=tiny_bert, device="cpu", seed=1)
+        model.fit(*planted_groups(16, seed=1), max_seconds=1e6)
+        assert model.score(*PAIRS).tobytes() == fitted.score(*PAIRS).tobytes()
 
     def test_prints_nothing(self, tiny_bert, capfd):
         InterestModel(SHORT, checkpoint=tiny_bert, device="cpu", seed=0).fit(*planted_groups(8, seed=1))
@@ -199,11 +222,11 @@ class TestCache:
         """Shapes of the batches that the network reads."""
         shapes, forward = [], CrossEncoder.forward
 
-        def counted(network, features):
+        def noted(network, features):
             shapes.append(tuple(features["input_ids"].shape))
             return forward(network, features)
 
-        monkeypatch.setattr(CrossEncoder, "forward", counted)
+        monkeypatch.setattr(CrossEncoder, "forward", noted)
         return shapes
 
     def test_what_was_asked_before_costs_no_pass_and_gives_the_same_bits(self, model, passes):

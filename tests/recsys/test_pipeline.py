@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from scipy.stats import ks_2samp
 
-from recsys import Recommender, pipeline
+from indexing.covisitation import covisitation
+from indexing.index import index_summary
+from recsys import Recommender, pipeline, towers
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import InvalidConfig
@@ -257,6 +259,28 @@ def test_without_interest_and_with_few_users_it_says_what_is_left_out(tiny_bert,
         notes = Recommender(config).fit(small.interactions, small.items).notes
     assert any("interest model: switched off" in note for note in notes)
     assert any("ranker: left out, 20 users are needed" in note for note in notes)
+
+
+def test_covisitation_is_counted_once_for_the_same_events_and_the_served_index_is_measured(tiny_bert, monkeypatch):
+    small = generate(n_users=10, n_items=40, n_topics=2, events_per_user=8, n_cold_items=0)
+    counted, histories = [], []
+
+    def noted(given, *arguments):
+        histories.append(given.item_rows.tolist())
+        counted.append(covisitation(given, *arguments))
+        return counted[-1]
+
+    monkeypatch.setattr(towers, "covisitation", noted)
+    config = config_for(tiny_bert, n_interest=0, probabilities=False)
+    state = Recommender(config).fit(small.interactions, small.items)._state
+    assert len(histories) == 3  # before window B, before window C, all
+    assert len({tuple(rows) for rows in histories}) == 3
+    served = state.snapshot.behaviour["covisitation"]
+    alone = covisitation(towers.histories_of(state.events.with_columns(weight=1.0)), 40, config.covisitation)
+    assert (served != alone).nnz == 0
+    said = [note for note in state.notes if note.startswith("renewal: ")]
+    assert len(said) == 1
+    assert index_summary(state.towers.index) in said[0]
 
 
 def test_a_future_event_in_a_history_is_refused(untouched, time_config):

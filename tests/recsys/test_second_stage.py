@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from recsys.second_stage import (
     report_drift,
     retrieve,
     stacked,
+    train_interest,
     train_ranker,
     training_rows,
 )
@@ -68,6 +70,17 @@ def test_interest_groups_start_with_a_taken_item_and_hold_no_other(catalogue_and
         assert group[0] in texts
         assert len(group) == 4
         assert not texts & set(group[1:])
+
+
+def test_a_time_budget_bounds_the_interest_model(catalogue_and_window, config):
+    catalogue, window = catalogue_and_window
+    hurried = replace(config, time_budget=0.02, interest=replace(config.interest, epochs=10**6))
+    found, encoder = retrieve(window, config, hide_seen=True), load_encoder(config, "cpu")
+    started = time.monotonic()
+    model, users = train_interest(window, found, encoder, catalogue, hurried, "cpu", Notes(()))
+    assert time.monotonic() - started < 20
+    assert np.isfinite(model.score(["a"], ["b"])).all()
+    assert len(users) == config.interest.max_groups
 
 
 def test_users_of_the_interest_model_are_not_learnt_from(catalogue_and_window, config):
