@@ -3,6 +3,7 @@
 Owns geometry only; what is drawn is `html_report`'s and `tune`'s.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,8 +11,8 @@ from html import escape
 Series = Mapping[str, Sequence[tuple[float, float]]]
 """Points (x, y) by name."""
 
-WIDTH = 480
-LABEL = 184
+WIDTH = 440
+LABEL = 168
 ROW = 24
 HEIGHT = 260
 LEFT, BOTTOM, TOP, RIGHT = 52, 40, 12, 14
@@ -61,7 +62,14 @@ def lines(series: Series, *, title: str, x_name: str, y_name: str) -> str:
 
 
 def points(
-    series: Series, *, title: str, x_name: str, y_name: str, zero: bool = True, joined: Collection[str] = ()
+    series: Series,
+    *,
+    title: str,
+    x_name: str,
+    y_name: str,
+    zero: bool = True,
+    joined: Collection[str] = (),
+    log_x: bool = False,
 ) -> str:
     """Points, with a legend below in HTML.
 
@@ -72,8 +80,9 @@ def points(
         y_name: above the axis.
         zero: both axes hold 0.
         joined: names of series that are drawn as lines.
+        log_x: the x axis is logarithmic; every x must be above 0.
     """
-    drawn = _plane(series, title=title, x_name=x_name, y_name=y_name, joined=joined, zero=zero)
+    drawn = _plane(series, title=title, x_name=x_name, y_name=y_name, joined=joined, zero=zero, log_x=log_x)
     return drawn + legend(list(series))
 
 
@@ -83,31 +92,42 @@ def legend(names: Sequence[str]) -> str:
     return f'<ul class="legend">{cells}</ul>'
 
 
-def _plane(series: Series, *, title: str, x_name: str, y_name: str, joined: Collection[str], zero: bool) -> str:
-    every = [point for found in series.values() for point in found] or [(0.0, 0.0)]
+def _plane(
+    series: Series,
+    *,
+    title: str,
+    x_name: str,
+    y_name: str,
+    joined: Collection[str],
+    zero: bool,
+    log_x: bool = False,
+) -> str:
+    every = [point for found in series.values() for point in found] or [(1.0, 0.0)]
     whole = set(joined) == set(series)  # lines run over the whole width
-    xs, ys = [point[0] for point in every], [point[1] for point in every]
-    x_low, x_high = (min(0.0, *xs), max(xs)) if zero and not whole else (min(xs), max(xs))
-    x_wide, y_high = (x_high - x_low) or 1.0, max(0.0, *ys) * 1.05 or 1.0
-    y_low = min(0.0, *ys)
-    if not zero:
-        room = (max(ys) - min(ys)) * 0.1 or abs(max(ys)) * 0.1 or 1.0
-        y_low, y_high = min(ys) - room, max(ys) + room
+    xs, ys = [math.log10(x) if log_x else x for x, _ in every], [y for _, y in every]
+    x_ticks = _decades(xs) if log_x else _ticks([*xs, *([0.0] if zero and not whole else [])])
+    if whole and len(set(xs)) <= 8:
+        x_ticks = sorted(set(xs))
+    y_ticks = _ticks([*ys, *([0.0] if zero else [])])
+    x_low, x_high = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1])
+    y_low, y_high = y_ticks[0], y_ticks[-1]
     across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return LEFT + across * (x - x_low) / x_wide, TOP + down * (1 - (y - y_low) / ((y_high - y_low) or 1.0))
+        return LEFT + across * (x - x_low) / ((x_high - x_low) or 1.0), TOP + down * (
+            1 - (y - y_low) / (y_high - y_low)
+        )
 
     parts = []
-    for step in range(5):
-        y = y_low + (y_high - y_low) * step / 4
+    for y in y_ticks:
         parts.append(f'<path d="M{LEFT} {at(x_low, y)[1]:.1f}H{WIDTH - RIGHT}" class="g"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at(x_low, y)[1] + 4:.1f}" class="r">{y:.3g}</text>')
-    ticks = sorted(set(xs)) if whole and len(set(xs)) <= 8 else [x_low + x_wide * step / 4 for step in range(5)]
-    parts += [f'<text x="{at(x, y_low)[0]:.1f}" y="{HEIGHT - BOTTOM + 16}" class="m">{x:.3g}</text>' for x in ticks]
+        parts.append(f'<text x="{LEFT - 6}" y="{at(x_low, y)[1] + 4:.1f}" class="r">{y:.4g}</text>')
+    for x in x_ticks:
+        shown = 10**x if log_x else x
+        parts.append(f'<text x="{at(x, y_low)[0]:.1f}" y="{HEIGHT - BOTTOM + 16}" class="m">{shown:.4g}</text>')
     parts.append(f'<text x="{LEFT + across / 2}" y="{HEIGHT - 4}" class="m">{escape(x_name)}</text>')
     for place, (name, found) in enumerate(series.items()):
-        where = [at(x, y) for x, y in found]
+        where = [at(math.log10(x) if log_x else x, y) for x, y in found]
         if name in joined and where:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in where)
             parts.append(f'<path d="M{path}" class="l l{place % 8}"/>')
@@ -120,6 +140,23 @@ def _plane(series: Series, *, title: str, x_name: str, y_name: str, joined: Coll
     return f'<p class="axis">{escape(y_name)}</p>' + _svg("".join(parts), HEIGHT, title)
 
 
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers, six at most, from below the least value to above the greatest."""
+    low, high = min(values), max(values)
+    if high == low:
+        low, high = low - abs(low) * 0.1, high + (abs(high) * 0.1 or 1.0)
+    power = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = next(power * times for times in (1, 2, 2.5, 5, 10) if (high - low) / (power * times) <= 5)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(place * step, 12) for place in range(first, last + 1)]
+
+
+def _decades(exponents: Sequence[float]) -> list[float]:
+    """Whole exponents of 10 around those given."""
+    low, high = math.floor(min(exponents)), math.ceil(max(exponents))
+    return [float(place) for place in range(low, max(high, low + 1) + 1)]
+
+
 def _svg(inside: str, height: float, title: str) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
@@ -128,4 +165,4 @@ def _svg(inside: str, height: float, title: str) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= 24 else text[:23] + "…"
+    return text if len(text) <= 23 else text[:22] + "…"

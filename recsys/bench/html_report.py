@@ -17,6 +17,7 @@ from recsys.errors import InvalidConfig
 
 MAX_PARTS = 12  # of a segment that are drawn
 COLOURS = 8
+SOURCE = f"{TWO_STAGE}: source:"
 LEAKS = {
     "leave-last-out": "This split leaks across users in time: the systems learnt from other people's later actions. "
     "Such numbers compare systems with published tables; they do not say what will happen next week.",
@@ -83,8 +84,9 @@ def _protocol(table: Table, result: BenchResult, stages: Waterfall | None) -> st
             f"<h3>ndcg@{k}</h3>{bars(shown, title=f'ndcg@{k} by system')}",
             _numbers(table, result),
             _differences(table),
-            f'<div class="two"><div><h3>Longer and shorter lists</h3>{_curves(table, result, "ndcg")}</div>'
-            f"<div><h3>&nbsp;</h3>{_curves(table, result, 'recall')}</div></div>",
+            f"<h3>Longer and shorter lists</h3>{_left_out(table)}"
+            f'<div class="two"><div>{_curves(table, result, "ndcg")}</div>'
+            f"<div>{_curves(table, result, 'recall')}</div></div>",
             "" if stages is None else _stages(stages),
             _segments(table, result),
             _fairness(table),
@@ -100,8 +102,8 @@ def _numbers(table: Table, result: BenchResult) -> str:
     there = [name for name in names if any(name in row.metrics for row in table.rows)]
     head = ["system", *there, "recall@100", "cold items", "fit s", "people/s", "peak MB"]
     rows = []
-    for row in table.rows:
-        cells = [escape(row.system), *(_estimate(row.metrics.get(name)) for name in there)]
+    for row in sorted(table.rows, key=lambda row: -_mean(row, f"ndcg@{k}")):
+        cells = [_name(row.system), *(_estimate(row.metrics.get(name)) for name in there)]
         cells += [_number(row.candidate_recall), _number(row.cold_recall), f"{row.fit_seconds:.1f}"]
         cells += [f"{row.users_per_second:,.0f}", f"{row.peak_mb:,.0f}"]
         rows.append((cells, "ours" if row.system == TWO_STAGE else ""))
@@ -115,7 +117,7 @@ def _differences(table: Table) -> str:
     for found in table.differences:
         value = f"{found.difference:+.4f} <small>{found.low:+.4f} to {found.high:+.4f}</small>"
         verdict = f'<span class="{escape(found.verdict)}">{escape(found.verdict)}</span>'
-        names = f"{escape(found.system)} minus {escape(found.other)}"
+        names = f"{_name(found.system)} minus {_name(found.other)}"
         rows.append(([names, verdict, value, f"{found.p_adjusted:.3g}", escape(found.metric)], ""))
     head = ["user by user", "verdict", "difference", "p (Holm)", "metric"]
     return "<h3>Is the difference real?</h3>" + html_table(head, rows)
@@ -202,8 +204,10 @@ def _latency(table: Table, k: int) -> str:
         for row in _ours_first(table.rows)[:COLOURS]
         if row.users_per_second
     }
-    drawn = points(series, title="quality against time", x_name="milliseconds a person, in bulk", y_name=f"ndcg@{k}")
-    return f"<h3>Quality against time</h3>{drawn}"
+    drawn = points(
+        series, title="quality against time", x_name="milliseconds a person, in bulk", y_name=f"ndcg@{k}", log_x=True
+    )
+    return f"<h3>Quality against time</h3>{_left_out(table)}{drawn}"
 
 
 def _description(result: BenchResult) -> str:
@@ -216,7 +220,7 @@ def _description(result: BenchResult) -> str:
         "repeated pairs": _share(about.get("repeat_share")),
         "test people without history": _share(about.get("cold_user_share")),
         "test pairs with new items": _share(about.get("cold_item_share")),
-        "from, to": f"{about.get('first')} to {about.get('last')} ({about.get('days') or 0:.0f} days)",
+        "from, to": f"{_day(about.get('first'))} to {_day(about.get('last'))} ({about.get('days') or 0:.0f} days)",
         "events": ", ".join(f"{name} {count:,}" for name, count in (about.get("events") or {}).items()),
         "repeats counted as hits": "yes" if result.repeats else "no",
     }
@@ -224,7 +228,10 @@ def _description(result: BenchResult) -> str:
 
 
 def _conditions(result: BenchResult) -> str:
-    cuts = [f"as of {cut.as_of}: {cut.train:,} train, {cut.test:,} test, hash {cut.test_hash}" for cut in result.cuts]
+    cuts = [
+        f"as of {cut.as_of[:16].replace('T', ' ')} UTC: {cut.train:,} train, {cut.test:,} test, hash {cut.test_hash}"
+        for cut in result.cuts
+    ]
     pairs = {
         "split": f"{result.split}; {'; '.join(cuts)}",
         "settings": ", ".join(f"{name} {value}" for name, value in result.settings.items()),
@@ -274,7 +281,21 @@ def _best_other(table: Table, metric: str, judged: str) -> str:
 
 def _ours_first(rows: Sequence[Row]) -> list[Row]:
     """Ours, then the others as they come, single sources last: there are only so many colours."""
-    return sorted(rows, key=lambda row: (row.system != TWO_STAGE, ":" in row.system))
+    return sorted(rows, key=lambda row: (row.system != TWO_STAGE, row.system.startswith(SOURCE)))
+
+
+def _left_out(table: Table) -> str:
+    names = [row.system for row in _ours_first(table.rows)[COLOURS:]]
+    return f'<p class="soft">Not drawn: {escape(", ".join(names))}.</p>' if names else ""
+
+
+def _name(system: str) -> str:
+    """May be broken after a colon."""
+    return escape(system).replace(":", ":<wbr>")
+
+
+def _day(moment: object) -> str:
+    return str(moment)[:10]
 
 
 def command(arguments: argparse.Namespace) -> int:

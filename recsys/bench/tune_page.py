@@ -69,9 +69,10 @@ def _settings(scored: list[Trial], tuned: Tuned) -> str:
 
 
 def _ranged(found: list[tuple[Value, float]], part: Range, metric: str) -> str:
-    name = "logarithm to base 10" if part.log else "value"
-    where = [(math.log10(float(value)) if part.log else float(value), score) for value, score in found]
-    return points({"trial": where}, title=f"{metric} by value", x_name=name, y_name=metric, zero=False)
+    where = [(float(value), score) for value, score in found]
+    return points(
+        {"trial": where}, title=f"{metric} by value", x_name="value", y_name=metric, zero=False, log_x=part.log
+    )
 
 
 def _chosen(found: list[tuple[Value, float]], choices: tuple[Value, ...], metric: str) -> str:

@@ -34,7 +34,7 @@ class Balance(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        if tag != "meta":
+        if tag not in ("meta", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -63,6 +63,22 @@ def test_numbers_of_the_result_are_on_the_page(folder):
         assert f"{row.metrics['ndcg@10'].mean:.4f}" in page
     for text in (result.test_hash, result.versions["polars"], "How it was measured", "The data"):
         assert text in page
+
+
+def test_everything_a_reader_asks_for_is_there(folder):
+    result, page = ResultFolder(folder).result, module.report(ResultFolder(folder))
+    for title in ("ndcg@10 by system", "ndcg by list length", "recall by list length", "quality against time"):
+        assert f'aria-label="{title}"' in page
+    assert 'aria-label="ndcg@10 by history length"' in page
+    for name in ("density", "repeated pairs", "test people without history", "test pairs with new items", "from, to"):
+        assert f"<dt>{name}</dt>" in page
+    for name in ("seed, bootstrap samples", "machine", "versions", "settings", "split"):
+        assert f"<dt>{name}</dt>" in page
+    ndcg = result.tables[0].rows[0].metrics["ndcg@10"]
+    assert f"<small>{ndcg.low:.4f}–{ndcg.high:.4f}</small>" in page
+    assert "&quot;n_interest&quot;: 15" in page
+    assert 'name="viewport" content="width=device-width,initial-scale=1"' in page
+    assert page.count("<table>") == page.count('<div class="scroll"><table>')
 
 
 def test_headline_names_the_best_and_says_when_not_to_believe(folder):
