@@ -1,9 +1,10 @@
 """RecTools' SASRec and its two-stage model on a split of ours, in an environment of their own.
 
-RecTools 0.19 wants numpy below 2 on Python 3.11 and its own fork of implicit, which clashes with recsys-twostage:
+RecTools 0.19 wants numpy below 2 on Python 3.11 (so an older pyarrow too) and its own fork of implicit: both clash with
+recsys-twostage.
 
     python3.11 -m venv peers
-    peers/bin/pip install "rectools[torch,catboost]==0.19.0" "catboost==1.2.10" "pandas==2.3.3" pyarrow
+    peers/bin/pip install "rectools[torch,catboost]==0.19.0" "catboost==1.2.10" "pandas==2.3.3" "pyarrow==19.0.1"
     recsys-bench split --scenario benchmarks/scenarios/movielens-small.toml --out split
     peers/bin/python benchmarks/peers.py split lists.parquet
     recsys-bench run --scenario benchmarks/scenarios/movielens-small.toml --lists lists.parquet --out results
@@ -38,7 +39,12 @@ from rectools.models.ranking import CandidateGenerator, CandidateRankingModel, C
 K = 10
 STEP = 5  # epochs between two looks at the validation
 PATIENCE = 3  # looks
-TRAINER = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+TRAINER = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def main() -> None:
@@ -47,8 +53,12 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="lists.parquet")
     parser.add_argument("--models", default="sasrec,two-stage", help="which (sasrec,two-stage)")
     parser.add_argument("--max-epochs", type=int, default=100, help="of SASRec (100)")
+    parser.add_argument("--loss", default="softmax", help="of SASRec; gBCE with few negatives is faster (softmax)")
+    parser.add_argument("--negatives", type=int, default=256, help="of the losses that draw some (256)")
+    parser.add_argument("--length", type=int, default=100, help="of the sequences that SASRec reads (100)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    settings = {"loss": arguments.loss, "n_negatives": arguments.negatives, "session_max_len": arguments.length}
     warnings.filterwarnings("ignore")
     about = json.loads((arguments.split / "split.json").read_text(encoding="utf-8"))
     asked = pd.read_parquet(arguments.split / "asked.parquet")
@@ -58,11 +68,11 @@ def main() -> None:
         train = canonical(pd.read_parquet(arguments.split / f"train-{cut}.parquet"))
         shown = np.intersect1d(items.loc[items["available"], "item_id"], train[Columns.Item].unique())
         people = asked[(asked["cut"] == cut) & asked["user_id"].isin(train[Columns.User].unique())]
-        epochs = best_epochs(train, arguments.seed, arguments.max_epochs)
+        epochs = best_epochs(train, arguments.seed, arguments.max_epochs, settings)
         print(f"cut {cut}: {epochs} epochs", flush=True)
         makers: dict[str, Callable[[], Any]] = {
-            "sasrec": lambda epochs=epochs: sasrec(arguments.seed, epochs),
-            "two-stage": lambda epochs=epochs: two_stage(arguments.seed, epochs),
+            "sasrec": lambda epochs=epochs: sasrec(arguments.seed, epochs, settings),
+            "two-stage": lambda epochs=epochs: two_stage(arguments.seed, epochs, settings),
         }
         for name in arguments.models.split(","):
             found += answers(f"rectools: {name}", makers[name], train, people, shown, about["depth"])
@@ -108,30 +118,33 @@ def answers(
     return found
 
 
-def sasrec(seed: int, epochs: int) -> SASRecModel:
-    """RecTools' defaults but for the size, which suits small data, and the epochs."""
+def sasrec(seed: int, epochs: int, settings: dict[str, Any]) -> SASRecModel:
+    """RecTools' defaults but for the size, which suits small data, the epochs and the loss."""
     lightning.seed_everything(seed, verbose=False)
-    trainer = lambda **_: lightning.Trainer(max_epochs=epochs, min_epochs=epochs, **TRAINER)  # noqa: E731
-    return SASRecModel(n_factors=128, session_max_len=100, get_trainer_func=trainer)
+
+    def trainer(**_: Any) -> lightning.Trainer:
+        return lightning.Trainer(max_epochs=epochs, min_epochs=epochs, **TRAINER)
+
+    return SASRecModel(n_factors=128, get_trainer_func=trainer, **settings)
 
 
-def two_stage(seed: int, epochs: int) -> CandidateRankingModel:
+def two_stage(seed: int, epochs: int, settings: dict[str, Any]) -> CandidateRankingModel:
     """Three generators and CatBoost's ranker over their ranks and scores."""
     generators = [
         CandidateGenerator(PopularModel(), 50, keep_ranks=True, keep_scores=True),
         CandidateGenerator(ImplicitItemKNNWrapperModel(TFIDFRecommender(K=50)), 100, keep_ranks=True, keep_scores=True),
-        CandidateGenerator(sasrec(seed, epochs), 100, keep_ranks=True, keep_scores=True),
+        CandidateGenerator(sasrec(seed, epochs, settings), 100, keep_ranks=True, keep_scores=True),
     ]
     reranker = CatBoostReranker(CatBoostRanker(verbose=False, random_seed=seed))
     return CandidateRankingModel(generators, LastNSplitter(n=1, n_splits=1), reranker)
 
 
-def best_epochs(train: pd.DataFrame, seed: int, most: int) -> int:
+def best_epochs(train: pd.DataFrame, seed: int, most: int, settings: dict[str, Any]) -> int:
     """After how many epochs SASRec does best on each user's last item."""
     last = train.sort_values([Columns.Datetime, Columns.Item]).groupby(Columns.User).tail(1)
     rest = train.drop(last.index)
     last = last[last[Columns.User].isin(rest[Columns.User]) & last[Columns.Item].isin(rest[Columns.Item])]
-    dataset, model, best, waited, done = Dataset.construct(rest), sasrec(seed, STEP), (-1.0, STEP), 0, 0
+    dataset, model, best, waited, done = Dataset.construct(rest), sasrec(seed, STEP, settings), (-1.0, STEP), 0, 0
     while done < most and waited < PATIENCE:
         model.fit_partial(dataset, min_epochs=STEP, max_epochs=STEP)
         done += STEP
