@@ -12,7 +12,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from indexing.sparse import keep_largest
+from indexing.sparse import keep_largest, rows_of
 
 # Chinese, Japanese, Thai, Lao, Khmer and Burmese are written without spaces between words, and Korean glues particles
 # to them: one- and two-character grams stand for words there.
@@ -24,7 +24,10 @@ UNSPACED = (
 MARKS = r"\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
 TOKEN = re.compile(rf"[{UNSPACED}]+|(?:[^\W{UNSPACED}]|[{MARKS}])+")
 UNSPACED_RUN = re.compile(rf"[{UNSPACED}]")
+WORN = 0.9  # of the neighbours of a text: with fewer left than that they are looked for anew
 CELLS_PER_BLOCK = 20_000_000  # bounds memory: about 0.25 GB of similarities at once
+
+Entries = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]  # rows, columns, values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,19 +74,101 @@ def text_neighbours(texts: Sequence[str], config: LexicalConfig) -> sp.csr_matri
         float32 CSR (n_texts, n_texts), at most `n_neighbours` + 1 entries a row: a text is its own best neighbour.
         All zero where no text has a usable token.
     """
+    vectors = _vectors(texts, config)
+    transposed, n_texts = vectors.T.tocsr(), len(texts)
+    blocks = [sp.csr_matrix((0, n_texts), dtype=np.float32)]
+    for rows in _blocks(np.arange(n_texts), n_texts):
+        blocks.append(keep_largest((vectors[rows] @ transposed).tocsr(), config.n_neighbours + 1))
+    return sp.csr_matrix(sp.vstack(blocks, format="csr"))
+
+
+def renewed_neighbours(
+    old: sp.csr_matrix, places: npt.NDArray[np.int64], texts: Sequence[str], config: LexicalConfig
+) -> sp.csr_matrix:
+    """Neighbours of texts most of which were compared before: only new texts are compared with all others.
+
+    Pairs of texts that were there keep their cosine, although every text that comes or goes changes the weights of
+    tokens a little. A row that lost more than a tenth of its neighbours is compared anew, so that neither holes nor
+    old weights pile up.
+
+    Args:
+        old: what `text_neighbours` or this function returned for the former texts.
+        places: int64 (n_texts,), the row that each text had, -1 for a new one.
+        texts: distinct texts, n_texts.
+        config: as for `old`.
+
+    Returns:
+        See `text_neighbours`.
+    """
+    full, new = config.n_neighbours + 1, places < 0
+    vectors, kept = _vectors(texts, config), _carried(old, places)
+    had = np.where(new, 0, np.diff(old.indptr)[np.maximum(places, 0)])
+    left = np.diff(kept.indptr)
+    anew = new | ((left < had) & (left < WORN * full))
+    border = np.where(anew, np.inf, _lowest(kept, full)).astype(np.float32)
+    parts = [_only(kept, ~anew)]
+    for rows in _blocks(np.flatnonzero(anew), len(texts)):
+        similar = sp.csr_matrix(vectors[rows] @ vectors.T.tocsr())
+        parts.append(_seen_from_others(similar, rows, new, border))
+        parts.append(_placed(keep_largest(similar, full), rows))
+    row, column, value = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return keep_largest(sp.coo_matrix((value, (row, column)), shape=kept.shape).tocsr(), full)
+
+
+def _vectors(texts: Sequence[str], config: LexicalConfig) -> sp.csr_matrix:
+    """Unit TF-IDF rows, float32 CSR (n_texts, n_tokens); of no tokens where no text has a usable one."""
     max_share = config.max_share if len(texts) >= 50 else 1.0  # a share says nothing about a handful of texts
     vectorizer = TfidfVectorizer(analyzer=tokenize, max_df=max_share, sublinear_tf=True, dtype=np.float32)
     try:
-        vectors = vectorizer.fit_transform(texts)
+        return sp.csr_matrix(vectorizer.fit_transform(texts))
     except ValueError:  # scikit-learn's only signal for an empty vocabulary
-        return sp.csr_matrix((len(texts), len(texts)), dtype=np.float32)
-    transposed = vectors.T.tocsr()
-    per_block = max(1, CELLS_PER_BLOCK // len(texts))
-    blocks = [
-        keep_largest((vectors[start : start + per_block] @ transposed).tocsr(), config.n_neighbours + 1)
-        for start in range(0, len(texts), per_block)
-    ]
-    return sp.csr_matrix(sp.vstack(blocks, format="csr"))
+        return sp.csr_matrix((len(texts), 0), dtype=np.float32)
+
+
+def _blocks(rows: npt.NDArray[np.int64], n_texts: int) -> list[npt.NDArray[np.int64]]:
+    """Rows in groups whose similarities to all texts fit into `CELLS_PER_BLOCK`."""
+    per_block = max(1, CELLS_PER_BLOCK // max(n_texts, 1))
+    return np.split(rows, range(per_block, len(rows), per_block)) if len(rows) else []
+
+
+def _carried(old: sp.csr_matrix, places: npt.NDArray[np.int64]) -> sp.csr_matrix:
+    """The old matrix in new numbers, without the texts that are gone."""
+    moved = np.full(old.shape[0], -1, dtype=np.int64)
+    moved[places[places >= 0]] = np.flatnonzero(places >= 0)
+    row, column = moved[rows_of(old)], moved[old.indices]
+    there = (row >= 0) & (column >= 0)
+    pairs = (row[there], column[there])
+    return sp.coo_matrix((old.data[there], pairs), shape=(len(places), len(places))).tocsr()
+
+
+def _lowest(matrix: sp.csr_matrix, full: int) -> npt.NDArray[np.float32]:
+    """What an entry must reach to be among the best of its row: the smallest one of a full row, else 0, (n_rows,)."""
+    lowest = np.zeros(matrix.shape[0], dtype=np.float32)
+    filled = np.diff(matrix.indptr) > 0
+    if filled.any():
+        lowest[filled] = np.minimum.reduceat(matrix.data, matrix.indptr[:-1][filled])
+    return np.where(np.diff(matrix.indptr) < full, np.float32(0.0), lowest)
+
+
+def _only(matrix: sp.csr_matrix, rows: npt.NDArray[np.bool_]) -> Entries:
+    """The entries of some rows."""
+    owner = rows_of(matrix)
+    stay = rows[owner]
+    return owner[stay], matrix.indices[stay].astype(np.int64), matrix.data[stay]
+
+
+def _placed(matrix: sp.csr_matrix, rows: npt.NDArray[np.int64]) -> Entries:
+    """The entries of a matrix that holds these rows alone."""
+    return rows[rows_of(matrix)], matrix.indices.astype(np.int64), matrix.data
+
+
+def _seen_from_others(
+    similar: sp.csr_matrix, rows: npt.NDArray[np.int64], new: npt.NDArray[np.bool_], border: npt.NDArray[np.float32]
+) -> Entries:
+    """What new texts are to the texts that keep their neighbours, where it is good enough for those."""
+    own, other, value = _placed(similar, rows)
+    good = new[own] & (value >= border[other])
+    return other[good], own[good], value[good]
 
 
 def lexical_neighbours(

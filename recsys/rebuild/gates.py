@@ -5,14 +5,11 @@ Owns the gates and their limits. What happens to a bundle that fails is `job.py`
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars as pl
@@ -25,8 +22,12 @@ from recsys.fitted import Fitted
 from recsys.lists import best_items
 from recsys.metrics import hit_matrix, ndcg, paired_bootstrap
 from recsys.rebuild.refresh import refresh
+from recsys.rebuild.reopen import lists_from
 from recsys.requests import blocked_items, known_people
 from recsys.schema import Tables
+
+if TYPE_CHECKING:
+    from recsys.rebuild.reopen import Reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +101,7 @@ def judge(
         item_count(len(new.catalogue), len(parent.catalogue), gates),
         unit_vectors(new),
         index_recall(new, gates),
-        freshest(parent, tables, config, gates, device, as_of=new.as_of),
+        freshest(new, parent, tables, config, gates, device),
         golden(new, config, gates),
     ]
 
@@ -139,7 +140,7 @@ def index_recall(new: Fitted, gates: GatesConfig) -> GateResult:
 
 
 def freshest(
-    parent: Fitted, tables: Tables, config: RecommenderConfig, gates: GatesConfig, device: str, *, as_of: float
+    new: Fitted, parent: Fitted, tables: Tables, config: RecommenderConfig, gates: GatesConfig, device: str
 ) -> GateResult:
     """NDCG@k on the freshest interactions: the new state without them minus the parent, lower bound.
 
@@ -147,7 +148,7 @@ def freshest(
     """
     limit = f"at least {-gates.margin}"
     nothing = GateResult(name="freshest", value=None, limit=limit, passed=True)
-    end, start = (datetime.fromtimestamp(moment, UTC) for moment in (as_of, parent.as_of))
+    end, start = (datetime.fromtimestamp(moment, UTC) for moment in (new.as_of, parent.as_of))
     fresh = tables.interactions.filter(pl.col("timestamp") >= start, pl.col("timestamp") < end)
     cut = fresh["timestamp"].quantile(1.0 - gates.holdout_share, "lower") if fresh.height else None
     if cut is None:
@@ -158,7 +159,7 @@ def freshest(
     if known.is_empty() or len(people) < gates.min_users:
         return nothing
     people = people.sample(min(len(people), gates.holdout_users), seed=gates.seed).sort()
-    past = refresh(parent, tables, config, device=device, as_of=cast(datetime, cut)).fitted
+    past = refresh(parent, tables, config, device=device, as_of=cast(datetime, cut), compared=new).fitted
     truth = held.join(people.to_frame("user_id"), on="user_id", how="semi")
     ours, theirs = (
         ndcg(hit_matrix(lists_of(state, people, config, gates.k), truth, gates.k), gates.k) for state in (past, parent)
@@ -183,21 +184,11 @@ def golden(new: Fitted, config: RecommenderConfig, gates: GatesConfig) -> GateRe
     return GateResult(name="golden", value=value, limit="1.0", passed=value == 1.0)
 
 
-def reopened(folder: Path, new: Fitted, config: RecommenderConfig, gates: GatesConfig) -> GateResult:
-    """Share of the golden users to whom the sealed folder, opened in another process, gives the same list.
-
-    In another process, because a damaged model may abort the one that reads it.
-    """
+def reopened(process: Reader, folder: Path, new: Fitted, config: RecommenderConfig, gates: GatesConfig) -> GateResult:
+    """Share of the golden users to whom the sealed folder, opened in another process, gives the same list."""
     people = golden_users(new, gates)
     ours = lists_of(new, people, config, gates.k).select("user_id", "item_id", "rank")
-    try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "recsys.rebuild.reopen", str(folder), str(gates.k)],
-            input=json.dumps(people.to_list()), capture_output=True, text=True, timeout=gates.reopen_seconds,
-        )  # fmt: skip
-        theirs = json.loads(done.stdout) if done.returncode == 0 else {}
-    except (subprocess.TimeoutExpired, ValueError):
-        theirs = {}
+    theirs = lists_from(process, folder, people, gates.k, seconds=gates.reopen_seconds)
     same = [
         theirs.get(str(user)) == ours.filter(pl.col("user_id") == user).sort("rank")["item_id"].to_list()
         for user in people

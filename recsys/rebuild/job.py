@@ -17,20 +17,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from indexing.embedding_cache import EmbeddingCache
 from recsys.bundle import Manifest, open_bundle, replace_file, seal_bundle
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.device import resolve_device
-from recsys.errors import BundleCorrupt, BundleNotFound
+from recsys.errors import BundleCorrupt, BundleLocked, BundleNotFound, InvalidData
 from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
-from recsys.rebuild.current import Current
+from recsys.rebuild.current import Current, utc
 from recsys.rebuild.gates import GateResult, GatesConfig, from_json, judge, refuse_failed, reopened, to_json
 from recsys.rebuild.object_store import ObjectStore
-from recsys.rebuild.refresh import Counts, as_json, refresh
+from recsys.rebuild.refresh import Counts, as_json, check_parts, refresh
+from recsys.rebuild.reopen import reader_process
 from recsys.rebuild.store import Store
 from recsys.schema import Table, Tables, validate
+from recsys.splits import end_of
 
 ROWS_PER_BLOCK = 100_000
+FEW_IN_FUTURE = 10  # or this share of the interactions: a wrong clock somewhere; more is a wrong time zone or unit
+FUTURE_SHARE = 0.01
 AnyStore = Store | ObjectStore
 
 
@@ -130,13 +136,15 @@ def run(
         interactions: everything that shall be known, not what is new alone.
         items: the whole catalogue; an item that is not there is dropped.
         users: where the model was fitted with such a table.
-        now: for the record of the promotion; the content does not depend on it.
-        as_of: exclusive end of what is known; by default one second after the last interaction.
+        now: aware, for the record of the promotion; the content depends on it only where interactions lie after it.
+        as_of: exclusive end of what is known; by default one second after the last interaction that is not in the
+            future.
         config: limits and pruning.
         force: rebuild even where the live version was made from the same inputs. The gates hold all the same.
 
     Raises:
-        InvalidData: a table breaks a rule, or lacks what the model was fitted with.
+        InvalidData: a table breaks a rule, or lacks what the model was fitted with, or many interactions lie in the
+            future.
         PublishRefused: a gate failed; the bundle is kept and what was live stays so.
         BundleNotFound, BundleCorrupt, BundleLocked: the store has no live version, is damaged, or is being written.
     """
@@ -148,16 +156,16 @@ def run(
     settings = config_from_dict({**state["config"], "progress": config.progress})
     with clock.step("read"):
         tables = validate(interactions, items, users, unknown_items=settings.unknown_items)
+        as_of = as_of or before_future(tables.interactions, utc(now, "now"))
         inputs = fingerprint(tables, as_of)
     run_id = f"run-{hashlib.sha256(f'{inputs} {current.version}'.encode()).hexdigest()[:16]}"
     if not force and _needless(store, current, manifest, inputs):
         return _unchanged(current, run_id, clock)
     with store.lock(run_id, wait=config.lock_wait):
-        base = store.current()
-        if base != current:  # another writer was faster: begin again from what it made
-            raise BundleNotFound(f"{store.root} got another live version while this run read its tables; run it again.")
+        if store.current() != current:
+            raise BundleLocked(f"{store.root} got another live version while this run read its tables; run it again.")
         version, counts, results = _build(
-            store, run_id, folder, state, settings, tables, inputs, current, as_of, config, device, clock
+            store, run_id, folder, state, settings, tables, inputs, current, manifest, as_of, config, device, clock
         )
         refuse_failed(results, version)
         with clock.step("promote"):
@@ -169,6 +177,23 @@ def run(
         outcome="promoted", version=version, run_id=run_id, counts=counts, gates=tuple(results),
         seconds=clock.seconds, pruned=tuple(pruned),
     )  # fmt: skip
+
+
+def before_future(interactions: pl.DataFrame, now: datetime) -> datetime | None:
+    """The exclusive end of what is known where interactions lie after `now`; None where none does.
+
+    Raises:
+        InvalidData: more than a few do.
+    """
+    past = interactions.filter(pl.col("timestamp") <= now)
+    late = interactions.height - past.height
+    if late > max(FEW_IN_FUTURE, FUTURE_SHARE * interactions.height):
+        raise InvalidData(
+            table="interactions", column="timestamp", rule=f"must not lie after now, {now}",
+            count=late, total=interactions.height,
+            remedy="check time zone and unit of the timestamps and the clock, or say with as_of what is known",
+        )  # fmt: skip
+    return end_of(past) if late else None
 
 
 def _live(store: AnyStore, clock: Clock) -> tuple[Current, Manifest]:
@@ -207,6 +232,7 @@ def _build(
     tables: Tables,
     inputs: str,
     current: Current,
+    manifest: Manifest,
     as_of: datetime | None,
     config: RebuildConfig,
     device: str,
@@ -217,27 +243,38 @@ def _build(
     if done is not None:
         metadata = store.verify(done).metadata
         return done, metadata["counts"], from_json(metadata["gates"])
-    with clock.step("load"):
-        parent = read_fitted(folder, state, settings, device)
-        cache = _cache(store, parent)
-    store.append_step(run_id, "start", parent=current.version, inputs=inputs)
-    with clock.step("refresh"):
-        made = refresh(parent, tables, settings, device=device, as_of=as_of, cache=cache)
-    counts = as_json(made.counts)
-    store.append_step(run_id, "refresh", **counts)
-    with clock.step("gates"):
-        results = judge(made.fitted, parent, tables, settings, config.gates, device)
-    with clock.step("write"):
-        staging = _emptied(store.stage(run_id))
-        facts = write_fitted(made.fitted, config_from_dict(state["config"]), staging)
-        metadata = {**facts, "inputs": inputs, "parent": current.version, "counts": counts}
-        seal_bundle(staging, {**metadata, "gates": to_json(results)})
-    with clock.step("reopen"):
-        results.append(reopened(staging, made.fitted, settings, config.gates))
+    with reader_process() as reader:
+        with clock.step("load"):
+            parent = _parent(folder, state, settings, device, manifest.metadata.get("encoder"))
+            cache = _cache(store, parent)
+        store.append_step(run_id, "start", parent=current.version, inputs=inputs)
+        with clock.step("refresh"):
+            made = refresh(parent, tables, settings, device=device, as_of=as_of, cache=cache)
+        counts = as_json(made.counts)
+        store.append_step(run_id, "refresh", **counts)
+        with clock.step("gates"):
+            results = judge(made.fitted, parent, tables, settings, config.gates, device)
+        with clock.step("write"):
+            staging = _emptied(store.stage(run_id))
+            facts = write_fitted(made.fitted, config_from_dict(state["config"]), staging)
+            metadata = {**facts, "inputs": inputs, "parent": current.version, "counts": counts}
+            seal_bundle(staging, {**metadata, "gates": to_json(results)})
+        with clock.step("reopen"):
+            results.append(reopened(reader, staging, made.fitted, settings, config.gates))
     with clock.step("publish"):
         stamp = datetime.fromtimestamp(made.fitted.as_of, UTC)
         version = store.publish(run_id, {**metadata, "gates": to_json(results)}, as_of_stamp=stamp)
     return version, counts, results
+
+
+def _parent(folder: Path, state: dict[str, Any], settings: RecommenderConfig, device: str, encoder: object) -> Fitted:
+    """The live version; it was verified, so what does not open was written so."""
+    try:
+        parent = read_fitted(folder, state, settings, device)
+    except (ValueError, LookupError, RuntimeError, pl.exceptions.PolarsError) as error:
+        raise BundleCorrupt(f"{folder} is as it was written, but does not open: {error}; roll it back.") from error
+    check_parts(parent, encoder)
+    return parent
 
 
 def _cache(store: AnyStore, parent: Fitted) -> EmbeddingCache:

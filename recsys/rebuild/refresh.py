@@ -13,11 +13,12 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import scipy.sparse as sp
 import torch
 
 from indexing.embedding_cache import EmbeddingCache
 from indexing.item_tower import ItemFeatures, ItemTower
-from indexing.lexical import text_neighbours
+from indexing.lexical import renewed_neighbours, text_neighbours
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.errors import BundleCorrupt, InvalidData
@@ -29,6 +30,8 @@ from recsys.splits import end_of
 from recsys.towers import Towers, configured_index, item_space
 
 NOTE = "rebuild: "
+MANY_TEXTS = 5_000  # fewer are compared anew in a second
+FEW_CHANGED = 0.1  # of the texts: more are compared anew in about the same time
 Rows = npt.NDArray[np.int64]
 
 
@@ -75,6 +78,7 @@ def refresh(
     device: str,
     as_of: datetime | None = None,
     cache: EmbeddingCache | None = None,
+    compared: Fitted | None = None,
 ) -> Refreshed:
     """Carry a fit over to fresh tables.
 
@@ -85,6 +89,7 @@ def refresh(
         device: resolved.
         as_of: exclusive end of what is known, in UTC; by default one second after the last interaction.
         cache: of the parent's encoder; an interrupted run finds there what it has encoded.
+        compared: the same parent refreshed with the same items: what it knows of their texts is taken from it.
 
     Raises:
         InvalidData: a table lacks what the models were fitted with, or nothing lies before `as_of`.
@@ -93,9 +98,13 @@ def refresh(
     check_tables(parent, tables)
     interactions, late, moment = _before(tables.interactions, as_of)
     catalogue = Catalogue.of(tables.items, ignore_columns=config.ignore_columns)
-    text_vectors, encoded = carried_vectors(parent, catalogue.texts, cache, progress=config.progress)
+    read = parent if compared is None else compared
+    text_vectors, encoded = carried_vectors(read, catalogue.texts, cache, progress=config.progress)
     events = to_events(interactions, catalogue, parent.towers.event_kinds)
-    towers = _carried(parent, catalogue, text_vectors, events, config, device)
+    towers = replace(
+        _carried(parent, catalogue, text_vectors, events, config, device),
+        text_neighbours=_text_neighbours(read, catalogue, config),
+    )
     snapshot = take_snapshot(
         events, moment.timestamp(), towers, catalogue, config,
         repeats=not parent.hide_seen, clock=parent.window_kind == "last", weights=parent.weights,
@@ -112,6 +121,31 @@ def refresh(
         as_of=moment.timestamp(), notes=_notes(parent.notes, moment),
     )  # fmt: skip
     return Refreshed(fitted, counts)
+
+
+def check_parts(fitted: Fitted, encoder: object) -> None:
+    """Refuse a fit whose parts are not of one piece, although each of them opens.
+
+    Args:
+        fitted: as read.
+        encoder: fingerprint of the encoder that the manifest names.
+
+    Raises:
+        BundleCorrupt: which parts do not fit together.
+    """
+    towers, catalogue = fitted.towers, fitted.catalogue
+    texts, items = len(catalogue.texts), len(catalogue)
+    for part, found, wanted in (
+        ("encoder", towers.encoder.fingerprint(), encoder),
+        ("text_vectors", towers.text_vectors.shape, (texts, towers.encoder.dim)),
+        ("item_vectors", towers.item_vectors.shape, (items, towers.index.dim)),
+        ("searchable", towers.searchable.shape, (items,)),
+        ("index", towers.index.size, items),
+        ("text_neighbours", towers.text_neighbours.shape, (texts, texts)),
+        ("item_tower", towers.item_tower.state_dict()["residuals.weight"].shape[0], items),
+    ):
+        if found != wanted:
+            raise BundleCorrupt(f"the live version's {part} is {found}, its other parts need {wanted}; roll it back.")
 
 
 def check_tables(parent: Fitted, tables: Tables) -> None:
@@ -161,8 +195,7 @@ def carried_vectors(
     parent: Fitted, texts: Sequence[str], cache: EmbeddingCache | None = None, *, progress: bool = False
 ) -> tuple[npt.NDArray[np.float32], int]:
     """Vectors of texts, float32 (n, text_dim), and how many of them are not the parent's own."""
-    places = {text: row for row, text in enumerate(parent.catalogue.texts)}
-    rows = np.fromiter((places.get(text, -1) for text in texts), np.int64, len(texts))
+    rows = _places(parent, texts)
     vectors = np.empty((len(texts), parent.towers.encoder.dim), dtype=np.float32)
     known = rows >= 0
     vectors[known] = parent.towers.text_vectors[rows[known]]
@@ -191,12 +224,30 @@ def _carried(
 ) -> Towers:
     old = parent.towers
     tower, vectors, searchable = carried_items(parent, catalogue, text_vectors, events["item_row"].to_numpy())
-    same = catalogue.texts == parent.catalogue.texts
-    neighbours = old.text_neighbours if same else text_neighbours(catalogue.texts, config.lexical)
     return replace(
         old, item_tower=tower, text_vectors=text_vectors, item_vectors=vectors, searchable=searchable,
-        index=configured_index(vectors, config, device), text_neighbours=neighbours,
+        index=configured_index(vectors, config, device),
     )  # fmt: skip
+
+
+def _text_neighbours(read: Fitted, catalogue: Catalogue, config: RecommenderConfig) -> sp.csr_matrix:
+    """Lexical neighbours; where few of many texts changed, only those are compared."""
+    old, places = read.towers.text_neighbours, _places(read, catalogue.texts)
+    bare = np.diff(old.indptr) == 0  # of no usable token, or added to a loaded recommender and never compared
+    known = np.flatnonzero(places >= 0)
+    places[known[bare[places[known]]]] = -1
+    changed = int((places < 0).sum())
+    if np.array_equal(places, np.arange(old.shape[0])):
+        return old
+    if len(places) < MANY_TEXTS or changed > FEW_CHANGED * len(places):
+        return text_neighbours(catalogue.texts, config.lexical)
+    return renewed_neighbours(old, places, catalogue.texts, config.lexical)
+
+
+def _places(read: Fitted, texts: Sequence[str]) -> Rows:
+    """The row that each text has there, int64 (n,); -1 where it is unknown."""
+    places = {text: row for row, text in enumerate(read.catalogue.texts)}
+    return np.fromiter((places.get(text, -1) for text in texts), np.int64, len(texts))
 
 
 def carried_items(

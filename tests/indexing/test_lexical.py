@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 from indexing import lexical as module
-from indexing.lexical import LexicalConfig, lexical_neighbours, text_neighbours, tokenize
+from indexing.lexical import LexicalConfig, lexical_neighbours, renewed_neighbours, text_neighbours, tokenize
 
 CATALOGUE = [
     "red running shoe",
@@ -139,3 +139,59 @@ def test_config_refuses_empty_lists(wrong):
 def test_config_refuses_a_share_outside_its_range(share):
     with pytest.raises(ValueError, match=rf"max_share={share} must lie in \(0, 1\]"):
         LexicalConfig(max_share=share)
+
+
+def shelf(count: int, seed: int = 0) -> list[str]:
+    """Distinct texts of few words, the last of which is their own."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(f"w{word}" for word in rng.integers(0, 60, 4)) + f" own{row}" for row in range(count)]
+
+
+def test_nothing_changes_where_no_text_does() -> None:
+    config, texts = LexicalConfig(n_neighbours=10), shelf(300)
+    old = text_neighbours(texts, config)
+    same = renewed_neighbours(old, np.arange(300), texts, config)
+    assert (same != old).nnz == 0
+
+
+def test_new_texts_are_compared_with_all_and_all_with_them() -> None:
+    config, texts = LexicalConfig(n_neighbours=10), shelf(300)
+    old = text_neighbours(texts, config)
+    turned = [
+        "fresh " + texts[5],
+        *texts[:40],
+        *texts[41:200],
+        "w1 w2",
+        *texts[200:],
+    ]  # one gone, two new, others moved
+    places = np.array([-1, *range(40), *range(41, 200), -1, *range(200, 300)])
+    found, whole = renewed_neighbours(old, places, turned, config), text_neighbours(turned, config)
+    assert found.shape == whole.shape
+    for row in np.flatnonzero(places < 0):
+        np.testing.assert_allclose(found[row].toarray(), whole[row].toarray(), atol=1e-6)
+    assert found[6, 0] == pytest.approx(whole[6, 0], abs=1e-6)  # the text that the first was made of sees it
+    assert np.diff(found.indptr).max() <= 11
+    common = [len({*found[row].indices} & {*whole[row].indices}) / whole[row].nnz for row in range(len(turned))]
+    assert np.mean(common) > 0.97
+
+
+def test_rows_that_lost_many_neighbours_are_compared_anew() -> None:
+    config, texts = LexicalConfig(n_neighbours=10), shelf(300)
+    old = text_neighbours(texts, config)
+    gone = set(old[7].indices[:4].tolist()) - {7}
+    places = np.array([row for row in range(300) if row not in gone])
+    left = [texts[row] for row in places]
+    row = int(np.flatnonzero(places == 7)[0])
+    found = renewed_neighbours(old, places, left, config)
+    np.testing.assert_allclose(found[row].toarray(), text_neighbours(left, config)[row].toarray(), atol=1e-6)
+
+
+@pytest.mark.parametrize("texts", [[], ["", " "], ["🎧"]])
+def test_renewed_without_a_usable_token(texts: list[str]) -> None:
+    config = LexicalConfig()
+    places = np.full(len(texts), -1)
+    if texts:
+        places[0] = 0
+    found = renewed_neighbours(text_neighbours(texts, config), places, texts, config)
+    assert found.shape == (len(texts), len(texts))
+    assert found.nnz == 0

@@ -1,34 +1,50 @@
 """Each gate by itself, on both sides of its limit."""
 
+import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from recsys import Recommender
 from recsys.config import config_from_dict
 from recsys.errors import InvalidConfig, PublishRefused
+from recsys.fitted import Fitted
 from recsys.rebuild.gates import (
     GateResult,
     GatesConfig,
+    freshest,
     from_json,
     golden,
+    golden_users,
     index_recall,
     item_count,
+    lists_of,
     refuse_failed,
     reopened,
     to_json,
     unit_vectors,
 )
-from recsys.synthetic import generate
+from recsys.rebuild.refresh import Refreshed, refresh
+from recsys.rebuild.reopen import reader_process
+from recsys.schema import validate
+from recsys.synthetic import Synthetic, generate
 
 GATES = GatesConfig()
 
 
 @pytest.fixture(scope="module")
-def served(tiny_bert: str) -> Recommender:
-    data = generate(n_users=40, n_items=60, n_topics=4, events_per_user=10, n_cold_items=2)
+def data() -> Synthetic:
+    return generate(n_users=40, n_items=60, n_topics=4, events_per_user=10, n_cold_items=2)
+
+
+@pytest.fixture(scope="module")
+def served(tiny_bert: str, data: Synthetic) -> Recommender:
+    """A recommender that knows all but the newest fifth of the interactions."""
     config = config_from_dict(
         {
             "encoder": {"model": tiny_bert},
@@ -39,7 +55,8 @@ def served(tiny_bert: str) -> Recommender:
             "progress": False,
         }
     )
-    return Recommender(config).fit(data.interactions, data.items)
+    cut = data.interactions["timestamp"].quantile(0.8, "lower")
+    return Recommender(config).fit(data.interactions.filter(pl.col("timestamp") < cut), data.items)
 
 
 @pytest.mark.parametrize(("now", "passed"), [(79, False), (80, True), (200, True), (201, False), (0, False)])
@@ -75,9 +92,64 @@ def test_golden_users_with_few_items(served: Recommender) -> None:
     assert golden(replace(state, catalogue=replace(state.catalogue, available=few)), served.config, GATES).passed
 
 
-def test_a_folder_that_does_not_open_or_answers_otherwise(served: Recommender, tmp_path: Path) -> None:
-    empty = reopened(tmp_path, served._state, served.config, GATES)
+def test_a_folder_that_does_not_open(served: Recommender, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with reader_process() as reader:
+        empty = reopened(reader, tmp_path, served._state, served.config, GATES)
     assert (empty.value, empty.passed) == (0.0, False)
+    assert "does not open in another process: " in caplog.text
+    assert "BundleNotFound" in caplog.text
+
+
+@pytest.mark.parametrize("answer", ["not JSON", "[1]", '{"u": []}'])
+def test_another_list_in_the_other_process(served: Recommender, tmp_path: Path, answer: str) -> None:
+    people = golden_users(served._state, GATES)
+    lists = lists_of(served._state, people, served.config, GATES.k)
+    right = {user: lists.filter(pl.col("user_id") == user)["item_id"].to_list() for user in people}
+    assert reopened(Answering(json.dumps(right)), tmp_path, served._state, served.config, GATES).passed
+    right[people[0]] = right[people[0]][::-1]
+    one = reopened(Answering(json.dumps(right)), tmp_path, served._state, served.config, GATES)
+    assert (one.value, one.passed) == (pytest.approx(1 - 1 / len(people)), False)
+    assert not reopened(Answering(answer), tmp_path, served._state, served.config, GATES).passed
+
+
+class Answering(subprocess.Popen[str]):
+    """Another process that says what it is told to say."""
+
+    def __init__(self, said: str) -> None:
+        self.said, self.returncode = said, 0
+
+    def __del__(self) -> None: ...
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        assert input is not None
+        assert timeout is not None
+        return self.said, ""
+
+
+def test_a_worse_model_is_refused(served: Recommender, data: Synthetic, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = served._state
+    tables = validate(data.interactions, data.items)
+    new = refresh(parent, tables, served.config, device="cpu").fitted
+    gates = GatesConfig(min_users=5)
+    assert freshest(new, parent, tables, served.config, gates, "cpu").value is not None
+
+    def spoilt(*arguments: Any, **named: Any) -> Refreshed:
+        made = refresh(*arguments, **named)
+        vectors = np.ascontiguousarray(made.fitted.towers.item_vectors[::-1])
+        return replace(made, fitted=worthless(made.fitted, vectors))
+
+    monkeypatch.setattr("recsys.rebuild.gates.refresh", spoilt)
+    worse = freshest(new, parent, tables, served.config, gates, "cpu")
+    assert worse.value is not None
+    assert worse.value < -gates.margin
+    assert not worse.passed
+
+
+def worthless(state: Fitted, vectors: np.ndarray[Any, Any]) -> Fitted:
+    """The same fit, whose people took nothing but the first item."""
+    events = state.events.with_columns(item_row=pl.lit(0, dtype=pl.Int32))
+    towers = replace(state.towers, item_vectors=vectors)
+    return replace(state, events=events, towers=towers, hide_seen=False)
 
 
 def test_what_failed_is_named() -> None:

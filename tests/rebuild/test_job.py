@@ -4,56 +4,21 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from recsys import Recommender
-from recsys.config import config_from_dict
-from recsys.errors import BundleNotFound, InvalidData, PublishRefused
+from recsys.cli import exit_code
+from recsys.errors import BundleLocked, BundleNotFound, InvalidData, PublishRefused
 from recsys.rebuild.gates import GatesConfig
 from recsys.rebuild.job import RebuildConfig, fingerprint, init, run, write_metrics
 from recsys.rebuild.store import Store
-from recsys.schema import validate
-from recsys.synthetic import Synthetic, generate
+from recsys.schema import Tables, validate
+from recsys.synthetic import Synthetic
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def data() -> Synthetic:
-    return generate(n_users=60, n_items=80, n_topics=4, events_per_user=12, n_cold_items=4)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_bert: str, data: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved recommender that knows all but the newest tenth of the interactions."""
-    config = config_from_dict(
-        {
-            "encoder": {"model": tiny_bert},
-            "contrastive": {"encoder_steps": 2, "tower_max_steps": 3},
-            "interest": {"max_groups": 16, "group_size": 4},
-            "n_interest": 0,
-            "probabilities": False,
-            "device": "cpu",
-            "progress": False,
-        }
-    )
-    folder = tmp_path_factory.mktemp("model") / "saved"
-    Recommender(config).fit(known(data), data.items, data.users).save(folder)
-    return folder
-
-
-def known(data: Synthetic) -> pl.DataFrame:
-    cut = data.interactions["timestamp"].quantile(0.9, "lower")
-    return data.interactions.filter(pl.col("timestamp") < cut)
-
-
-@pytest.fixture
-def store(model: Path, tmp_path: Path) -> Store:
-    made = Store.create(tmp_path / "store")
-    init(made, model, now=NOW)
-    return made
 
 
 def renamed(items: pl.DataFrame, count: int) -> pl.DataFrame:
@@ -62,6 +27,7 @@ def renamed(items: pl.DataFrame, count: int) -> pl.DataFrame:
 
 
 EASY = RebuildConfig(gates=GatesConfig(margin=1.0))
+quickly = pytest.mark.usefixtures("no_other_process")
 
 
 def test_only_what_changed_is_encoded_and_the_same_inputs_change_nothing(store: Store, data: Synthetic) -> None:
@@ -78,6 +44,7 @@ def test_only_what_changed_is_encoded_and_the_same_inputs_change_nothing(store: 
     assert len(store.verify().metadata["gates"]) == 6
 
 
+@quickly
 def test_force_builds_the_same_content_again(store: Store, data: Synthetic) -> None:
     first = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
     forced = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY, force=True)
@@ -85,6 +52,7 @@ def test_force_builds_the_same_content_again(store: Store, data: Synthetic) -> N
     assert store.content_hash(forced.version) == store.content_hash(first.version)
 
 
+@quickly
 def test_dropped_and_added_items(store: Store, data: Synthetic) -> None:
     gone, new = data.items["item_id"][0], data.items[:1].with_columns(item_id=pl.lit("zz new"), title=pl.lit("novel"))
     items = pl.concat([data.items[1:], new])
@@ -95,6 +63,7 @@ def test_dropped_and_added_items(store: Store, data: Synthetic) -> None:
     assert "zz new" in served.similar_items(["zz new"], 3)["item_id"].to_list()
 
 
+@quickly
 def test_a_failed_gate_keeps_what_is_live_and_the_bundle(store: Store, data: Synthetic) -> None:
     before = store.current()
     half = data.items.head(data.items.height // 2)
@@ -107,6 +76,7 @@ def test_a_failed_gate_keeps_what_is_live_and_the_bundle(store: Store, data: Syn
         run(store, data.interactions, half, data.users, now=NOW)
 
 
+@quickly
 def test_rolled_back_is_not_promoted_again(store: Store, data: Synthetic) -> None:
     result = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
     store.rollback(run_id="rollback", promoted_at=NOW)
@@ -115,6 +85,7 @@ def test_rolled_back_is_not_promoted_again(store: Store, data: Synthetic) -> Non
     assert again.version != result.version
 
 
+@quickly
 def test_what_was_published_before_a_crash_is_promoted_without_building(
     store: Store, data: Synthetic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +101,7 @@ def test_what_was_published_before_a_crash_is_promoted_without_building(
     assert "refresh" not in result.seconds
 
 
+@quickly
 def test_an_interrupted_run_encodes_nothing_twice(
     store: Store, data: Synthetic, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
 ) -> None:
@@ -149,6 +121,7 @@ def test_an_interrupted_run_encodes_nothing_twice(
     assert other.content_hash(undisturbed.version) == store.content_hash(result.version)
 
 
+@quickly
 def test_tables_that_lack_what_the_model_knows(store: Store, data: Synthetic) -> None:
     before = store.current()
     with pytest.raises(InvalidData, match="users: is not given, but the model was fitted with it"):
@@ -167,6 +140,7 @@ def test_tables_that_lack_what_the_model_knows(store: Store, data: Synthetic) ->
     assert store.current() == before
 
 
+@quickly
 def test_what_lies_after_as_of_is_left_out(store: Store, data: Synthetic) -> None:
     last = data.interactions["timestamp"].max()
     future = data.interactions[:3].with_columns(timestamp=pl.lit(last) + pl.duration(days=365))
@@ -175,6 +149,43 @@ def test_what_lies_after_as_of_is_left_out(store: Store, data: Synthetic) -> Non
         now=NOW, as_of=pl.Series([last]).dt.replace_time_zone("UTC")[0] + timedelta(seconds=1), config=EASY,
     )  # fmt: skip
     assert told.counts["late"] == 3
+
+
+@quickly
+def test_a_clock_that_runs_ahead_does_not_move_now(store: Store, data: Synthetic) -> None:
+    ahead = data.interactions[:3].with_columns(timestamp=pl.lit(NOW) + pl.duration(days=3650))
+    told = run(store, pl.concat([data.interactions, ahead]), data.items, data.users, now=NOW, config=EASY)
+    assert (told.counts["late"], told.counts["interactions"]) == (3, data.interactions.height)
+    as_of = store.verify().metadata["as_of"]
+    assert as_of == pytest.approx(data.interactions["timestamp"].max().timestamp() + 1.0)  # type: ignore[union-attr]
+    again = run(store, pl.concat([data.interactions, ahead]), data.items, data.users, now=NOW, config=EASY)
+    assert again.outcome == "unchanged"
+
+
+def test_many_interactions_in_the_future(store: Store, data: Synthetic) -> None:
+    before = store.current()
+    ahead = data.interactions.with_columns(pl.col("timestamp") + pl.duration(days=3650))
+    with pytest.raises(
+        InvalidData, match=r"interactions.timestamp: must not lie after now, 2026-03-01.* say with as_of"
+    ):
+        run(store, pl.concat([data.interactions, ahead]), data.items, data.users, now=NOW)
+    assert store.current() == before
+
+
+def test_a_store_that_another_run_moves_meanwhile(
+    store: Store, data: Synthetic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: Any, **named: Any) -> Tables:
+        tables = validate(*arguments, **named)
+        live = store.current()
+        assert live is not None
+        store.rollback(live.version, run_id="another", promoted_at=NOW)
+        return tables
+
+    monkeypatch.setattr("recsys.rebuild.job.validate", slow)
+    with pytest.raises(BundleLocked, match="got another live version while this run read its tables") as caught:
+        run(store, data.interactions, data.items, data.users, now=NOW)
+    assert exit_code(caught.value) == 75
 
 
 def test_a_store_without_a_live_version(tmp_path: Path, data: Synthetic) -> None:
@@ -190,6 +201,7 @@ def test_the_fingerprint_is_of_the_content(data: Synthetic) -> None:
     assert fingerprint(tables, None) != fingerprint(replace(tables, users=None), None)
 
 
+@quickly
 def test_metrics_file(store: Store, data: Synthetic, tmp_path: Path) -> None:
     result = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
     write_metrics(result, tmp_path / "recsys.prom", now=NOW)

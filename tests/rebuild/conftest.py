@@ -1,0 +1,62 @@
+"""A tiny model, its tables, and a store in which it is live."""
+
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recsys import Recommender
+from recsys.config import config_from_dict
+from recsys.rebuild import job
+from recsys.rebuild.gates import GateResult
+from recsys.rebuild.job import init
+from recsys.rebuild.store import Store
+from recsys.synthetic import Synthetic, generate
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session")
+def data() -> Synthetic:
+    return generate(n_users=60, n_items=80, n_topics=4, events_per_user=12, n_cold_items=4)
+
+
+@pytest.fixture(scope="session")
+def model(tiny_bert: str, data: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved recommender that knows all but the newest tenth of the interactions."""
+    config = config_from_dict(
+        {
+            "encoder": {"model": tiny_bert},
+            "contrastive": {"encoder_steps": 2, "tower_max_steps": 3},
+            "interest": {"max_groups": 16, "group_size": 4},
+            "n_interest": 0,
+            "probabilities": False,
+            "device": "cpu",
+            "progress": False,
+        }
+    )
+    folder = tmp_path_factory.mktemp("model") / "saved"
+    cut = data.interactions["timestamp"].quantile(0.9, "lower")
+    known = data.interactions.filter(pl.col("timestamp") < cut)
+    Recommender(config).fit(known, data.items, data.users).save(folder)
+    return folder
+
+
+@pytest.fixture
+def store(model: Path, tmp_path: Path) -> Store:
+    made = Store.create(tmp_path / "store")
+    init(made, model, now=NOW)
+    return made
+
+
+@pytest.fixture
+def no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate `reopen` passes unasked: the interpreter that it starts takes seconds."""
+
+    def passed(*_: object) -> GateResult:
+        return GateResult(name="reopen", value=1.0, limit="1.0", passed=True)
+
+    monkeypatch.setattr(job, "reader_process", nullcontext)
+    monkeypatch.setattr(job, "reopened", passed)
