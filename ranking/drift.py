@@ -12,9 +12,11 @@ import polars as pl
 from scipy.stats import ks_2samp, rankdata
 
 MAX_SHIFT = 0.3  # Kolmogorov-Smirnov distance of a score between training and serving
+MAX_AUC = 0.85  # lists of training and serving should not be told apart so well
 TELLING = 0.97  # a feature that alone orders taken above other candidates so well knows more than the past
 MAX_ROWS = 20_000
 N_TREES = 30
+SMALL = 1e-6  # a list without differences has no standard deviation to divide by
 N_NAMED = 5
 
 
@@ -23,7 +25,7 @@ class Drift:
     """How two tables of rows differ.
 
     Attributes:
-        auc: how well a classifier tells unseen training rows from serving rows; 0.5 where they are alike.
+        auc: how well a classifier tells unseen training lists from serving lists; 0.5 where they are alike.
         drivers: names of the features that it used most, best first.
         shifts: Kolmogorov-Smirnov distance of each feature, 0..1, largest first; nulls are left out.
     """
@@ -36,10 +38,13 @@ class Drift:
 def measure_drift(training: pl.DataFrame, serving: pl.DataFrame, features: list[str], *, seed: int) -> Drift:
     """Adversarial validation: learn to tell the two tables apart on one half of their users, measure on the other.
 
+    The classifier sees each feature in standard deviations from the mean of the user's list, because a ranker compares
+    only within lists. Features with one value for a user or one value for an item are left out: a user's age in the
+    data or an item's popularity tell the moment, like a clock, and would always give it away.
     Source: Pan et al. 2020, "Adversarial validation approach to concept drift problem in user targeting".
 
     Args:
-        training: `user_row` and the features.
+        training: `user_row`, `item_row` and the features; whole lists.
         serving: the same columns; users are numbered on their own.
         features: columns to compare.
         seed: of the samples and the classifier.
@@ -50,14 +55,18 @@ def measure_drift(training: pl.DataFrame, serving: pl.DataFrame, features: list[
     for name, rows in (("training", training), ("serving", serving)):
         if rows["user_row"].n_unique() < 2:
             raise ValueError(f"drift: the {name} rows have {rows['user_row'].n_unique()} users, two are needed")
-    tables = [_sample(rows, seed) for rows in (training, serving)]
+    tables = [sample_users(rows, MAX_ROWS, seed) for rows in (training, serving)]
+    auc, drivers = _lists_told_apart(tables, _of_pairs(tables, features), seed)
     values = [_matrix(rows, features) for rows in tables]
-    halves = [_second_half(rows) for rows in tables]
-    train, test = ([part[half == side] for part, half in zip(values, halves, strict=True)] for side in (False, True))
-    auc, gains = _told_apart(train, test, seed)
-    drivers = tuple(features[column] for column in np.argsort(-gains, kind="stable")[:N_NAMED] if gains[column] > 0)
     shifts = {name: _distance(values[0][:, column], values[1][:, column]) for column, name in enumerate(features)}
     return Drift(auc, drivers, dict(sorted(shifts.items(), key=lambda pair: -pair[1])))
+
+
+def sample_users(rows: pl.DataFrame, n_rows: int, seed: int) -> pl.DataFrame:
+    """About `n_rows` rows: those of users drawn at random, two at least."""
+    users = rows["user_row"].unique().sort()
+    n_users = max(2, n_rows * len(users) // max(1, rows.height))
+    return rows.filter(pl.col("user_row").is_in(users.sample(min(n_users, len(users)), seed=seed).implode()))
 
 
 def telling_features(rows: pl.DataFrame, features: list[str], *, seed: int, limit: float = TELLING) -> dict[str, float]:
@@ -77,6 +86,30 @@ def telling_features(rows: pl.DataFrame, features: list[str], *, seed: int, limi
     values = np.where(np.isnan(values), np.finfo(np.float32).min, values)
     areas = {name: _area(values[:, column], taken) for column, name in enumerate(features)}
     return {name: area for name, area in areas.items() if area >= limit}
+
+
+def _of_pairs(tables: list[pl.DataFrame], features: list[str]) -> list[str]:
+    """Features that differ within a list, and for one item between lists, in both tables."""
+    found = features
+    for rows in tables:
+        for key in ("user_row", "item_row"):
+            differs = rows.group_by(key).agg(pl.col(found).n_unique() > 1).select(pl.col(found).any())
+            found = [name for name in found if differs[name].item()]
+    return found
+
+
+def _lists_told_apart(tables: list[pl.DataFrame], features: list[str], seed: int) -> tuple[float, tuple[str, ...]]:
+    """Area under the ROC curve on unseen users, and the features used most, relative to each list."""
+    if not features:
+        return 0.5, ()
+    column = pl.col(features).cast(pl.Float64)
+    within = (column - column.mean().over("user_row")) / (column.std().over("user_row") + SMALL)
+    values = [_matrix(rows.with_columns(within), features) for rows in tables]
+    halves = [_second_half(rows) for rows in tables]
+    train, test = ([part[half == side] for part, half in zip(values, halves, strict=True)] for side in (False, True))
+    auc, gains = _told_apart(train, test, seed)
+    best = np.argsort(-gains, kind="stable")[:N_NAMED]
+    return auc, tuple(features[column] for column in best if gains[column] > 0)
 
 
 def _told_apart(

@@ -19,7 +19,7 @@ import polars as pl
 from tqdm import tqdm
 
 from indexing.encoder import BiEncoder
-from ranking.drift import MAX_SHIFT, measure_drift, telling_features
+from ranking.drift import MAX_AUC, MAX_SHIFT, measure_drift, sample_users, telling_features
 from ranking.features import feature_names
 from ranking.interest import InterestModel
 from ranking.ranker import Ranker
@@ -72,7 +72,7 @@ class SecondStage:
         interest: the cross-encoder, or None.
         ranker: for lists as they are by default, or None.
         new_ranker: for lists without seen items where they are shown by default, or None.
-        recent: a sample of the labelled rows of window C.
+        recent: labelled rows of some users of window C.
     """
 
     interest: InterestModel | None
@@ -109,7 +109,7 @@ def train_second_stage(
     earlier = training_rows(b, found_b, interest, catalogue, config, without=pupils)
     later = training_rows(c, found_c, interest, catalogue, config)
     ranker = train_ranker(earlier, later, config, notes)
-    recent = later.rows.sample(min(later.rows.height, DRIFT_ROWS), seed=config.seed)
+    recent = sample_users(later.rows, DRIFT_ROWS, config.seed)
     if hide_seen:
         return SecondStage(interest, ranker, None, recent)
     found_b, found_c = (retrieve(window, config, hide_seen=True) for window in (b, c))
@@ -288,14 +288,16 @@ def report_telling(rows: pl.DataFrame, names: list[str], seed: int, notes: Notes
 
 
 def report_drift(training: pl.DataFrame, serving: pl.DataFrame, seed: int, notes: Notes) -> None:
-    """Say how well rows of the last label window and rows of now can be told apart, and warn of scores that moved."""
+    """Say how well lists of the last label window and of now can be told apart, and warn of scores that moved."""
     if min(rows["user_row"].n_unique() for rows in (training, serving)) < 2:
         return
     names = [name for name in feature_names(training, exclude=("user_row", "item_row", "label")) if name in serving]
     drift = measure_drift(training, serving, names, seed=seed)
     notes.add(
-        f"drift: a classifier tells rows that the ranker learnt from and rows of now apart with an area of "
-        f"{drift.auc:.2f} under the ROC curve (0.5: not at all), most by {', '.join(drift.drivers) or 'nothing'}."
+        f"drift: by what differs within them, a classifier tells lists that the ranker learnt from and lists of now "
+        f"apart with an area of {drift.auc:.2f} under the ROC curve (0.5: not at all, limit {MAX_AUC}), most by "
+        f"{', '.join(drift.drivers) or 'nothing'}.",
+        level=logging.WARNING if drift.auc > MAX_AUC else logging.INFO,
     )
     for name, shift in drift.shifts.items():
         if name.endswith("_score") and shift > MAX_SHIFT:

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ranking.drift import MAX_SHIFT, TELLING, measure_drift, telling_features
+from ranking.drift import MAX_SHIFT, TELLING, measure_drift, sample_users, telling_features
 
 FEATURES = ["steady", "moved", "answer"]
 
@@ -17,6 +17,7 @@ def rows_of(n_users: int = 100, *, seed: int, moved: float = 0.0) -> pl.DataFram
     return pl.DataFrame(
         {
             "user_row": np.repeat(np.arange(n_users, dtype=np.int32), 20),
+            "item_row": np.tile(np.arange(20, dtype=np.int32), n_users),
             "label": label,
             "steady": rng.normal(size=n),
             "moved": rng.normal(size=n) + moved,
@@ -31,11 +32,39 @@ def test_rows_alike_cannot_be_told_apart():
     assert max(drift.shifts.values()) < MAX_SHIFT
 
 
-def test_a_feature_that_moved_is_named_first():
+def test_a_feature_that_moved_everywhere_shifts_and_leaves_lists_as_they_were():
     drift = measure_drift(rows_of(seed=0), rows_of(seed=1, moved=2.0), FEATURES, seed=0)
-    assert drift.auc > 0.9
-    assert drift.drivers[0] == next(iter(drift.shifts)) == "moved"
+    assert 0.45 < drift.auc < 0.55
+    assert next(iter(drift.shifts)) == "moved"
     assert drift.shifts["moved"] > MAX_SHIFT > drift.shifts["steady"]
+
+
+def test_a_feature_that_orders_lists_otherwise_is_named_first():
+    agreeing = [rows_of(seed=seed).with_columns(moved=sign * pl.col("steady")) for seed, sign in ((0, 1), (1, -1))]
+    drift = measure_drift(*agreeing, FEATURES, seed=0)
+    assert drift.auc > 0.9
+    assert set(drift.drivers[:2]) == {"moved", "steady"}
+    assert drift.shifts["moved"] < MAX_SHIFT
+
+
+def test_what_only_tells_the_moment_is_left_out():
+    clock = {"user_age": pl.col("user_row"), "item_popularity": pl.col("item_row"), "nothing": pl.lit(None)}
+    now = {"user_age": pl.col("user_row") + 1000, "item_popularity": -pl.col("item_row"), "nothing": pl.lit(1.0)}
+    names = [*FEATURES, *clock]
+    drift = measure_drift(rows_of(seed=0).with_columns(**clock), rows_of(seed=1).with_columns(**now), names, seed=0)
+    assert 0.45 < drift.auc < 0.55
+    assert not set(drift.drivers) & set(clock)
+    alone = measure_drift(rows_of(seed=0).with_columns(**clock), rows_of(seed=1).with_columns(**now), [*clock], seed=0)
+    assert (alone.auc, alone.drivers) == (0.5, ())
+
+
+def test_lists_are_sampled_whole():
+    rows = rows_of(seed=0)
+    some = sample_users(rows, 210, 0)
+    assert some["user_row"].n_unique() == 10
+    assert some.height == 200
+    assert sample_users(rows, 1, 0)["user_row"].n_unique() == 2
+    assert sample_users(rows, 10**6, 0).equals(rows)
 
 
 def test_nulls_are_left_out_of_a_distance():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
@@ -139,12 +140,23 @@ def test_a_column_that_knows_the_future_is_named(config):
 
 
 class TestDrift:
-    def test_is_said_and_a_score_that_moved_is_warned_of(self):
+    def test_of_lists_in_another_order_is_warned_of(self, caplog):
+        rows = [rows_of(100, seed, planted=False).rows for seed in (0, 1)]
+        before, now = (
+            given.with_columns(hint=sign * pl.col("stage1_score")) for given, sign in zip(rows, (1, -1), strict=True)
+        )
+        notes = Notes(())
+        with caplog.at_level(logging.WARNING, logger="recsys"):
+            report_drift(before, now, 0, notes)
+        assert "lists of now apart with an area of " in notes.sentences[0]
+        assert "limit 0.85" in notes.sentences[0]
+        assert {"hint", "stage1_score"} <= set(notes.sentences[0].rstrip(".").replace(",", "").split())
+        assert [record.message for record in caplog.records] == notes.sentences
+
+    def test_of_a_score_that_moved_is_warned_of(self):
         rows = rows_of(100, 0, planted=False).rows
         notes = Notes(())
         report_drift(rows, rows.with_columns(pl.col("stage1_score") + 1.0), 0, notes)
-        assert "rows of now apart with an area of 0.9" in notes.sentences[0]
-        assert "most by stage1_score" in notes.sentences[0]
         assert notes.sentences[1].startswith("drift: stage1_score is distributed otherwise now")
 
     def test_of_rows_alike_warns_of_nothing(self):
