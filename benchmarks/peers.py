@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="lists.parquet")
     parser.add_argument("--models", default="sasrec,two-stage", help="which (sasrec,two-stage)")
     parser.add_argument("--max-epochs", type=int, default=100, help="of SASRec (100)")
+    parser.add_argument("--epochs", type=int, help="of SASRec, instead of those that do best on the last items")
     parser.add_argument("--loss", default="softmax", help="of SASRec; gBCE with few negatives is faster (softmax)")
     parser.add_argument("--negatives", type=int, default=256, help="of the losses that draw some (256)")
     parser.add_argument("--length", type=int, default=100, help="of the sequences that SASRec reads (100)")
@@ -68,7 +69,7 @@ def main() -> None:
         train = canonical(pd.read_parquet(arguments.split / f"train-{cut}.parquet"))
         shown = np.intersect1d(items.loc[items["available"], "item_id"], train[Columns.Item].unique())
         people = asked[(asked["cut"] == cut) & asked["user_id"].isin(train[Columns.User].unique())]
-        epochs = best_epochs(train, arguments.seed, arguments.max_epochs, settings)
+        epochs = arguments.epochs or best_epochs(train, arguments.seed, arguments.max_epochs, settings)
         print(f"cut {cut}: {epochs} epochs", flush=True)
         makers: dict[str, Callable[[], Any]] = {
             "sasrec": lambda epochs=epochs: sasrec(arguments.seed, epochs, settings),
@@ -77,7 +78,7 @@ def main() -> None:
         for name in arguments.models.split(","):
             found += answers(f"rectools: {name}", makers[name], train, people, shown, about["depth"])
             print(f"cut {cut}: {name} done", flush=True)
-    pd.concat(found).assign(test_hash=about["test_hash"]).to_parquet(arguments.out, index=False)
+            pd.concat(found).assign(test_hash=about["test_hash"]).to_parquet(arguments.out, index=False)
 
 
 def canonical(train: pd.DataFrame) -> pd.DataFrame:
