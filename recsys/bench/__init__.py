@@ -18,10 +18,13 @@ _HOMES = {
     "fit_ours": "systems",
     "gate": "gating",
     "prepare": "protocols",
+    "read_lists": "outside",
     "read_result": "result",
     "render": "plain",
     "report": "measure",
     "run_bench": "run",
+    "track": "tracking",
+    "write_split": "outside",
 }
 __all__ = sorted(_HOMES)
 

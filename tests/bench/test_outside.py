@@ -124,3 +124,5 @@ def test_commands(data, tiny_bert, lists, tmp_path, capfd):
     assert f"test {about['test_hash']}" in capfd.readouterr().out
     assert cli.main(["run", *words, "--systems", "popular", "--lists", str(lists), "--samples", "5", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["systems"] == ["popular", "theirs"]
+    assert cli.main(["run", *words, "--systems", "", "--lists", str(lists), "--samples", "5", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["systems"] == ["theirs"]
