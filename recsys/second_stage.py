@@ -34,6 +34,7 @@ from recsys.towers import INTEREST_SHARE, budget
 
 MIN_RANKER_USERS = 20
 MIN_INTEREST_USERS = 8
+PUPIL_SHARE = 1 / 3  # of window B's users, at most, teach the interest model: the ranker needs the others
 VALIDATION_SHARE = 0.15
 USERS_PER_BLOCK = 2048
 DRIFT_ROWS = 20_000
@@ -178,6 +179,7 @@ def interest_groups(
     negatives = dict(others.group_by("user_row").agg("item_row").iter_rows())
     taken = dict(window.labels.group_by("user_row", maintain_order=True).agg("item_row").iter_rows())
     texts = history_texts(window.people, catalogue)
+    most = min(config.interest.max_groups, int(PUPIL_SHARE * len(taken)))
     users, groups = [], []
     for user in rng.permutation(np.array(sorted(taken), dtype=np.int32)):
         if not (texts[user] and negatives.get(user)):
@@ -188,7 +190,7 @@ def interest_groups(
         if set(group[1:]) - {group[0]}:  # items with the text of the taken one teach nothing
             users.append(user)
             groups.append(group)
-        if len(groups) == config.interest.max_groups:
+        if len(groups) >= most:
             break
     return np.array(users, dtype=np.int32), [texts[user] for user in users], groups
 
