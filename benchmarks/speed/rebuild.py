@@ -48,7 +48,9 @@ def main() -> None:
         "--newest", type=float, default=0.0, help="share of the interactions that the fit does not know"
     )
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "rebuild-speed")
-    parser.add_argument("--profile", type=Path, help="write a profile of the rebuild's processor time there (for pstats)")
+    parser.add_argument(
+        "--profile", type=Path, help="write a profile of the rebuild's processor time there (for pstats)"
+    )
     parser.add_argument("--part", choices=("rebuild", "encode"))
     arguments = parser.parse_args()
     if arguments.part is not None:

@@ -17,15 +17,16 @@ import scipy.sparse as sp
 import torch
 
 from indexing.embedding_cache import EmbeddingCache
+from indexing.index import UNIT_TOLERANCE
 from indexing.item_tower import ItemFeatures, ItemTower
 from indexing.lexical import renewed_neighbours, text_neighbours
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
-from recsys.errors import BundleCorrupt, InvalidData
+from recsys.errors import BundleCorrupt, InvalidData, PublishRefused
 from recsys.fitted import Fitted
 from recsys.pipeline import to_events
 from recsys.schema import Tables
-from recsys.snapshot import take_snapshot
+from recsys.snapshot import Snapshot, take_snapshot
 from recsys.splits import end_of
 from recsys.towers import Towers, configured_index, item_space
 
@@ -109,6 +110,7 @@ def refresh(
         events, moment.timestamp(), towers, catalogue, config,
         repeats=not parent.hide_seen, clock=parent.window_kind == "last", weights=parent.weights,
     )  # fmt: skip
+    _same_features(parent, snapshot)
     old = parent.catalogue
     added = int((old.rows_of(tables.items["item_id"]) < 0).sum())
     counts = Counts(
@@ -180,6 +182,20 @@ def _same_columns(old: pl.DataFrame, new: pl.DataFrame, table: str) -> None:
             )  # fmt: skip
 
 
+def _same_features(parent: Fitted, snapshot: Snapshot) -> None:
+    """What the ranker and the heads were fitted on must still be there."""
+    if parent.ranker is None and parent.new_ranker is None and parent.probabilities is None:
+        return
+    sources = [name for name in parent.snapshot.retriever.sources if name not in snapshot.retriever.sources]
+    columns = [name for name in parent.snapshot.statistics.columns if name not in snapshot.statistics.columns]
+    if sources or columns:
+        raise InvalidData(
+            table="interactions" if "ease" in sources else "items",
+            rule=f"leave nothing to compute {', '.join([*sources, *columns])} from, which the model was fitted with",
+            remedy="give the tables as at the fit, or fit again",
+        )  # fmt: skip
+
+
 def _before(interactions: pl.DataFrame, as_of: datetime | None) -> tuple[pl.DataFrame, int, datetime]:
     moment = end_of(interactions) if as_of is None else as_of
     known = interactions.filter(pl.col("timestamp") < moment)
@@ -194,7 +210,12 @@ def _before(interactions: pl.DataFrame, as_of: datetime | None) -> tuple[pl.Data
 def carried_vectors(
     parent: Fitted, texts: Sequence[str], cache: EmbeddingCache | None = None, *, progress: bool = False
 ) -> tuple[npt.NDArray[np.float32], int]:
-    """Vectors of texts, float32 (n, text_dim), and how many of them are not the parent's own."""
+    """Vectors of texts, float32 (n, text_dim), and how many of them are not the parent's own.
+
+    Raises:
+        PublishRefused: the encoder makes vectors that are none.
+        BundleCorrupt: the cache is damaged.
+    """
     rows = _places(parent, texts)
     vectors = np.empty((len(texts), parent.towers.encoder.dim), dtype=np.float32)
     known = rows >= 0
@@ -204,13 +225,17 @@ def carried_vectors(
         return vectors, 0
     before = 0 if cache is None else len(cache)
     try:
-        vectors[wanted] = parent.towers.encoder.encode(
-            [texts[row] for row in wanted.tolist()], cache=cache, progress=progress
-        )
+        made = parent.towers.encoder.encode([texts[row] for row in wanted.tolist()], cache=cache, progress=progress)
     except RuntimeError as error:
         if cache is None or "embedding cache" not in str(error):
             raise
         raise BundleCorrupt(str(error)) from error
+    bad = int((~(np.abs(np.linalg.norm(made, axis=1) - 1.0) <= UNIT_TOLERANCE)).sum())  # NaN is not within
+    if bad:
+        raise PublishRefused(
+            f"{bad:,} of {len(made):,} vectors that the encoder made are not finite and of unit length."
+        )
+    vectors[wanted] = made
     return vectors, len(wanted) if cache is None else len(cache) - before
 
 

@@ -1,8 +1,10 @@
 """A tiny model, its tables, and a store in which it is live."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -16,6 +18,30 @@ from recsys.rebuild.store import Store
 from recsys.synthetic import Synthetic, generate
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    moto_server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A fresh bucket, and the environment in which it is found."""
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed (comes with moto[server])")
+    for name, value in {**KEYS, "AWS_ENDPOINT": endpoint, "AWS_ALLOW_HTTP": "true"}.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.resource(
+        "s3", endpoint_url=endpoint, aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
+    )
+    name = f"bucket-{abs(hash(tmp_path)):x}"[:40]
+    return client.create_bucket(Bucket=name)
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ def test_a_signal_leaves_what_is_live_and_the_next_run_resumes(
         assert process.stdout.readline() == "here\n"
         time.sleep(0.1)
         process.send_signal(sent)
-        assert process.wait(30) == code
+        assert process.wait(120) == code
     opened = Store.open(Path(store))
     assert opened.current() == before
     assert main([*arguments(store, tables, "changed")]) == 0
