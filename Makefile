@@ -33,7 +33,7 @@ bench-quick: $(READY)  ## the smallest scenarios alone, under 15 minutes; needs 
 	$(BIN)/python benchmarks/run_all.py --quick
 
 soak: $(READY)  ## hundreds of killed writers under readers, 100 swaps under requests
-	RECSYS_SOAK=1 $(BIN)/python -m pytest tests/rebuild/test_crash.py tests/rebuild/test_watcher.py -s
+	RECSYS_SOAK=1 $(BIN)/python -m pytest tests/rebuild/test_crash.py tests/rebuild/test_job_crash.py tests/rebuild/test_watcher.py -s
 
 clean:
 	rm -rf .venv dist build results
