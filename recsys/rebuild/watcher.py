@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from recsys.bundle import MANIFEST, sha256_of
-from recsys.errors import BundleCorrupt, BundleNotFound
+from recsys.errors import BundleCorrupt, BundleNotFound, RecsysError
 from recsys.rebuild.current import Current, utc
 
 if TYPE_CHECKING:
@@ -219,10 +219,19 @@ class BundleWatcher:
         refusals.next_try = utc(now, "now") + timedelta(seconds=min(LONGEST_PAUSE, 2.0 ** min(refusals.tries, 20)))
         message = f"{type(error).__name__}: {error}"
         if message != refusals.error:
-            logger.warning("kept %s: %s", self._served.current.version, message)
+            # What has no name of its own may be a bug, and is told with the place where it happened.
+            named = isinstance(error, (RecsysError, OSError))
+            logger.log(
+                logging.WARNING if named else logging.ERROR,
+                "kept %s: %s", self._served.current.version, message, exc_info=None if named else error,
+            )  # fmt: skip
         refusals.error = message
         if self._on_refused is not None:
-            self._on_refused(error)
+            try:
+                self._on_refused(error)
+            # Polling goes on whatever the one who is told does.
+            except Exception:
+                logger.exception("on_refused failed")
 
     def _let_go(self, served: _Served) -> None:
         with self._guard:

@@ -140,6 +140,36 @@ def test_version_that_opens_but_does_not_fit_together(
     assert lists(watcher.recommender) == before
 
 
+def test_what_has_no_name_is_told_with_its_place(
+    store: Store,
+    watcher: BundleWatcher,
+    saved: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A bug in a loader or in who is told: the old version serves, polling goes on, and the log has the traceback."""
+
+    def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    before = lists(watcher.recommender)
+    version = go_live(store, saved[1], 1)
+    watcher._on_refused = bug
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
+        patched.setattr(Recommender, "load", bug)
+        assert not watcher.poll(START)
+    assert lists(watcher.recommender) == before
+    metrics = watcher.metrics(START)
+    assert (metrics["refused"], metrics["last_error"]) == (1, "ZeroDivisionError: a bug")
+    kept, failed = caplog.records
+    assert kept.levelno == failed.levelno == logging.ERROR
+    assert kept.exc_info is not None
+    assert "kept 20260101T000000Z" in kept.message
+    assert "on_refused failed" in failed.message
+    assert watcher.poll(START + timedelta(seconds=2))
+    assert watcher.metrics(START)["version"] == version
+
+
 @pytest.mark.parametrize(
     ("content", "said"), [(b"", "BundleCorrupt: .*CURRENT is damaged"), (None, "BundleNotFound: CURRENT is gone")]
 )
