@@ -55,6 +55,8 @@ class RecommenderConfig:
         time_budget: minutes that a fit should take, about; it bounds every neural training: warm-up, text encoder,
             towers (twice) and interest model. Reading, encoding and LightGBM come on top. None for no limit.
         n_interest: candidates per user that the cross-encoder scores, the best by stage 1; 0 leaves it out.
+        keep_interest: "earned" keeps the cross-encoder where lists of the last label window are surely better with it;
+            "always" wherever it could be trained.
         max_label_users: users per label window that stage 2 looks at, drawn at random where there are more.
         max_ranker_rows: candidate rows per label window that the ranker learns from; users are drawn at random for it.
         event_grades: kinds of events from the weakest to the strongest, such as ("view", "cart", "purchase"): the
@@ -90,6 +92,7 @@ class RecommenderConfig:
     renew_towers: bool = True
     time_budget: float | None = None
     n_interest: int = 15
+    keep_interest: Literal["earned", "always"] = "earned"
     max_label_users: int = 20_000
     max_ranker_rows: int = 1_000_000
     event_grades: tuple[str, ...] = ()
@@ -113,6 +116,8 @@ class RecommenderConfig:
                 raise InvalidConfig(f"{name}={getattr(self, name)} is a share, it must lie in [0, 1]")
         if self.unknown_items not in ("drop", "raise"):
             raise InvalidConfig(f'unknown_items={self.unknown_items!r} must be "drop" or "raise"')
+        if self.keep_interest not in ("earned", "always"):
+            raise InvalidConfig(f'keep_interest={self.keep_interest!r} must be "earned" or "always"')
 
 
 def read_config(path: str | Path) -> RecommenderConfig:

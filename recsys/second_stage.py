@@ -2,7 +2,7 @@
 
 Owns who may teach what. The interest model learns from some users of window B, the ranker from the others and from
 everybody in window C, so that no interest score which the ranker reads was given to a choice that it was learnt from.
-Opening the windows is `recsys/pipeline.py`.
+Opening the windows is `recsys/pipeline.py`, teaching the ranker `recsys/ranker_lesson.py`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,20 @@ import polars as pl
 from tqdm import tqdm
 
 from indexing.encoder import BiEncoder
-from ranking.drift import MAX_AUC, MAX_SHIFT, measure_drift, sample_users, telling_features
+from ranking.drift import MAX_AUC, MAX_SHIFT, measure_drift, sample_users
 from ranking.features import feature_names
 from ranking.interest import InterestModel
 from ranking.ranker import Ranker
-from ranking.rerank import top_k
 from ranking.training_set import TrainingSet, label_candidates
-from recsys import metrics
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.notes import Notes
+from recsys.ranker_lesson import MIN_RANKER_USERS, earns_its_place, train_ranker, without_interest, without_users
 from recsys.snapshot import People, Snapshot, describe, history_texts, to_frame
 from recsys.towers import INTEREST_SHARE, budget
 
-MIN_RANKER_USERS = 20
 MIN_INTEREST_USERS = 8
 PUPIL_SHARE = 1 / 3  # of window B's users, at most, teach the interest model: the ranker needs the others
-VALIDATION_SHARE = 0.15
 USERS_PER_BLOCK = 2048
 DRIFT_ROWS = 20_000
 NOBODY = np.zeros(0, dtype=np.int32)
@@ -107,14 +104,17 @@ def train_second_stage(
     """
     found_b, found_c = (retrieve(window, config, hide_seen=hide_seen) for window in (b, c))
     interest, pupils = train_interest(b, found_b, encoder, catalogue, config, device, notes)
-    earlier = training_rows(b, found_b, interest, catalogue, config, without=pupils)
+    earlier = training_rows(b, found_b, interest, catalogue, config)
     later = training_rows(c, found_c, interest, catalogue, config)
-    ranker = train_ranker(earlier, later, config, notes)
+    if interest is not None and not earns_its_place(earlier, later, pupils, config, notes):
+        interest, pupils = None, NOBODY
+        earlier, later = (replace(rows, rows=without_interest(rows.rows)) for rows in (earlier, later))
+    ranker = train_ranker(without_users(earlier, pupils), later, config, notes)
     recent = sample_users(later.rows, DRIFT_ROWS, config.seed)
     if hide_seen:
         return SecondStage(interest, ranker, None, recent)
     found_b, found_c = (retrieve(window, config, hide_seen=True) for window in (b, c))
-    earlier = training_rows(b, found_b, interest, catalogue, config, without=pupils)
+    earlier = without_users(training_rows(b, found_b, interest, catalogue, config), pupils)
     later = training_rows(c, found_c, interest, catalogue, config)
     new_ranker = train_ranker(earlier, later, config, notes, what="ranker of new items")
     return SecondStage(interest, ranker, new_ranker, recent)
@@ -201,8 +201,6 @@ def training_rows(
     interest: InterestModel | None,
     catalogue: Catalogue,
     config: RecommenderConfig,
-    *,
-    without: npt.NDArray[np.int32] = NOBODY,
 ) -> TrainingSet:
     """Labelled candidates with features of the users who have a taken one, at most `max_ranker_rows` of them.
 
@@ -212,9 +210,8 @@ def training_rows(
         interest: scores the best candidates, or None.
         catalogue: the items.
         config: everything else.
-        without: rows of users that may not be learnt from.
     """
-    labels = window.labels.filter(~pl.col("user_row").is_in(without))
+    labels = window.labels
     taken = candidates.join(labels, on=["user_row", "item_row"], how="semi")["user_row"].unique().sort()
     chosen = taken
     if len(taken) > (most := _most_users(candidates, config.max_ranker_rows)):
@@ -231,62 +228,6 @@ def _most_users(candidates: pl.DataFrame, max_rows: int) -> int:
     """How many users' candidates fit into so many rows."""
     per_user = candidates.height / max(1, candidates["user_row"].n_unique())
     return max(MIN_RANKER_USERS, int(max_rows / max(1.0, per_user)))
-
-
-def train_ranker(
-    earlier: TrainingSet, later: TrainingSet, config: RecommenderConfig, notes: Notes, *, what: str = "ranker"
-) -> Ranker | None:
-    """LightGBM on the earlier window with early stopping on the later one, then in as many trees on both.
-
-    Args:
-        earlier: labelled rows of window B; where they are few, most users of the later window join them, and the rest
-            stops the training.
-        later: labelled rows of window C.
-        config: settings.
-        notes: gets what was done.
-        what: the ranker's name in them.
-
-    Returns:
-        The ranker; None where there is too little to learn from or the blend of stage 1 ranks the later window better.
-    """
-    notes.add(
-        f"{what}: {earlier.n_users} + {later.n_users} users with a taken candidate in windows B and C, "
-        f"{earlier.rows.height + later.rows.height} rows; {earlier.n_dropped + later.n_dropped} users whose taken "
-        "items were not among the candidates teach nothing."
-    )
-    if later.n_users < MIN_RANKER_USERS:
-        notes.add(
-            f"{what}: left out, {MIN_RANKER_USERS} users are needed; lists follow the blend of stage 1.",
-            level=logging.WARNING,
-        )
-        return None
-    train, validation = earlier.rows, later.rows
-    if 2 * earlier.n_users < later.n_users:
-        first, validation = split_users(later.rows, config.seed)
-        train = stacked(earlier.rows, first)
-    names = feature_names(later.rows, exclude=("user_row", "item_row", "label"))
-    report_telling(later.rows, names, config.seed, notes, what=what)
-    try:
-        ranker = Ranker(config.ranker, seed=config.seed).fit(train, validation, names)
-        if not beats_blend(ranker, validation, config.seed, notes, what=what):
-            return None
-        return Ranker(config.ranker, seed=config.seed).fit(
-            stacked(train, validation), None, names, n_trees=ranker.n_trees
-        )
-    except RuntimeError as error:
-        notes.add(f"{error}; lists follow the blend of stage 1.", level=logging.WARNING)
-        return None
-
-
-def report_telling(rows: pl.DataFrame, names: list[str], seed: int, notes: Notes, *, what: str) -> None:
-    """Warn of the caller's own columns that are too good to be true; ours are made from the past alone."""
-    given = [name for name in names if "__" in name]
-    for name, area in telling_features(rows, given, seed=seed).items():
-        notes.add(
-            f"{what}: the feature {name!r} alone tells what was taken (area under the ROC curve {area:.3f}). Does it "
-            "know the future? If so, name its column in ignore_columns.",
-            level=logging.WARNING,
-        )
 
 
 def report_drift(training: pl.DataFrame, serving: pl.DataFrame, seed: int, notes: Notes) -> None:
@@ -308,39 +249,3 @@ def report_drift(training: pl.DataFrame, serving: pl.DataFrame, seed: int, notes
                 f"(Kolmogorov-Smirnov distance {shift:.2f}, limit {MAX_SHIFT}).",
                 level=logging.WARNING,
             )
-
-
-def stacked(first: pl.DataFrame, second: pl.DataFrame) -> pl.DataFrame:
-    """Both windows' rows; the second's users are numbered after the first's."""
-    n = int(first["user_row"].max() or 0) + 1  # type: ignore[arg-type]
-    return pl.concat([first, second.with_columns(pl.col("user_row") + pl.lit(n, dtype=pl.Int32))])
-
-
-def split_users(rows: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Training rows and rows of a random `VALIDATION_SHARE` of the users, for early stopping."""
-    users = rows["user_row"].unique().sort().shuffle(seed)
-    held_out = users.head(max(1, round(VALIDATION_SHARE * len(users)))).implode()
-    chosen = pl.col("user_row").is_in(held_out)
-    return rows.filter(~chosen), rows.filter(chosen)
-
-
-def beats_blend(ranker: Ranker, validation: pl.DataFrame, seed: int, notes: Notes, *, what: str) -> bool:
-    """Whether the ranker's ndcg@10 on the validation users is above that of stage 1's blend, and how surely."""
-    scored = validation.with_columns(ranker=pl.Series(ranker.predict(validation)))
-    by_ranker, by_blend = (ndcg_of(scored.with_columns(score=pl.col(name))) for name in ("ranker", "stage1_score"))
-    difference, low, high = metrics.paired_bootstrap(by_ranker, by_blend, seed=seed)
-    wins = difference > 0.0
-    notes.add(
-        f"{what}: ndcg@10 on {len(by_ranker)} users {by_ranker.mean():.4f}, blend of stage 1 {by_blend.mean():.4f}, "
-        f"difference {difference:+.4f} ({low:+.4f} to {high:+.4f}); lists follow the {'ranker' if wins else 'blend'}.",
-        level=logging.INFO if wins else logging.WARNING,
-    )
-    return wins
-
-
-def ndcg_of(scored: pl.DataFrame, k: int = 10) -> npt.NDArray[np.float64]:
-    """ndcg@k of each user of labelled, scored candidate rows."""
-    named = {"user_row": "user_id", "item_row": "item_id"}
-    truth = scored.filter(pl.col("label") > 0).rename(named)
-    hits = metrics.hit_matrix(top_k(scored, k).rename(named), truth, k)
-    return metrics.ndcg(hits, k)

@@ -96,7 +96,8 @@ def test_a_signal_leaves_what_is_live_and_the_next_run_resumes(
 ) -> None:
     before = Store.open(Path(store)).current()
     script = (  # stops where the vectors are made and nothing is published yet
-        "import sys, time, recsys.rebuild.job as job\n"
+        "import signal, sys, time, recsys.rebuild.job as job\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background ignores it
         "def wait(*_): print('here', flush=True); time.sleep(60)\n"
         "job.judge = wait\n"
         "from recsys.rebuild.cli import main\n"

@@ -19,6 +19,7 @@ from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import InvalidConfig
 from recsys.notes import Notes
 from recsys.pipeline import decide_seen, open_window, to_events, weigh_sources
+from recsys.ranker_lesson import without_users
 from recsys.requests import known_people
 from recsys.schema import validate
 from recsys.second_stage import retrieve, train_interest, training_rows
@@ -67,7 +68,8 @@ class Line:
         self.b = self.b.weighted(self.weights)
         candidates = retrieve(self.b, config, hide_seen=True)
         self.interest, self.pupils = train_interest(self.b, candidates, encoder, self.catalogue, config, "cpu", notes)
-        self.rows_b = training_rows(self.b, candidates, self.interest, self.catalogue, config, without=self.pupils)
+        rows_b = training_rows(self.b, candidates, self.interest, self.catalogue, config)
+        self.rows_b = without_users(rows_b, self.pupils)
         self.c = open_window(windows, "c", self.weights, *rest, hide_seen=True)
         nothing = np.zeros(len(self.catalogue), dtype=np.bool_)
         self.rows_c = candidate_frame(

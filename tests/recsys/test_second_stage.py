@@ -13,17 +13,9 @@ from recsys.catalogue import Catalogue
 from recsys.config import config_from_dict
 from recsys.notes import Notes
 from recsys.pipeline import graded, open_window, to_events
+from recsys.ranker_lesson import earns_its_place, stacked, train_ranker, without_users
 from recsys.schema import validate
-from recsys.second_stage import (
-    LabelWindow,
-    interest_groups,
-    report_drift,
-    retrieve,
-    stacked,
-    train_interest,
-    train_ranker,
-    training_rows,
-)
+from recsys.second_stage import LabelWindow, interest_groups, report_drift, retrieve, train_interest, training_rows
 from recsys.splits import make_windows
 from recsys.synthetic import generate
 from recsys.towers import learn_towers, load_encoder
@@ -88,11 +80,35 @@ def test_users_of_the_interest_model_are_not_learnt_from(catalogue_and_window, c
     catalogue, window = catalogue_and_window
     found = retrieve(window, config, hide_seen=True)
     pupils = found["user_row"].unique().sort().head(5).to_numpy()
-    everybody, others = (
-        training_rows(window, found, None, catalogue, config, without=without) for without in (pupils[:0], pupils)
-    )
+    everybody = training_rows(window, found, None, catalogue, config)
+    others = without_users(everybody, pupils)
     assert others.n_users == everybody.n_users - 5
     assert not set(others.rows["user_row"]) & set(pupils)
+
+
+def labelled(n_users: int, *, informative: bool, seed: int) -> TrainingSet:
+    """Lists of eight with one taken item, whose place the interest score may tell better than stage 1."""
+    rng = np.random.default_rng(seed)
+    n = 8 * n_users
+    label = (np.arange(n) % 8 == np.repeat(rng.integers(0, 8, n_users), 8)).astype(np.int8)
+    rows = {
+        "user_row": np.repeat(np.arange(n_users, dtype=np.int32), 8),
+        "item_row": np.arange(n, dtype=np.int32),
+        "label": label,
+        "stage1_score": (0.3 * label + rng.random(n)).astype(np.float32),
+        "interest_score": (informative * label + rng.random(n)).astype(np.float32),
+        "interest_rank": rng.integers(1, 9, n).astype(np.float32),
+    }
+    return TrainingSet(pl.DataFrame(rows), n_users, 0)
+
+
+@pytest.mark.parametrize("informative", [True, False])
+def test_the_interest_score_is_kept_where_the_later_window_is_better_with_it(config, informative):
+    earlier, later = (labelled(150, informative=informative, seed=seed) for seed in (0, 1))
+    pupils, notes = np.arange(30, dtype=np.int32), Notes(())
+    assert earns_its_place(earlier, later, pupils, config, notes) == informative
+    assert ("kept" if informative else "left out") in notes.sentences[-1]
+    assert earns_its_place(earlier, later, pupils, replace(config, keep_interest="always"), notes)
 
 
 def test_the_number_of_rows_is_bounded_by_leaving_out_users(catalogue_and_window, config):

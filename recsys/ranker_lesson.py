@@ -1,0 +1,177 @@
+"""How labelled rows of two windows teach the ranker, and what it and the interest score must show to be used.
+
+Owns which rows teach and which judge. Making rows is `recsys/second_stage.py`, LightGBM `ranking/ranker.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ranking.drift import telling_features
+from ranking.features import feature_names
+from ranking.ranker import Ranker
+from ranking.rerank import top_k
+from ranking.training_set import TrainingSet
+from recsys import metrics
+from recsys.config import RecommenderConfig
+from recsys.notes import Notes
+
+MIN_RANKER_USERS = 20
+VALIDATION_SHARE = 0.15
+
+
+def train_ranker(
+    earlier: TrainingSet, later: TrainingSet, config: RecommenderConfig, notes: Notes, *, what: str = "ranker"
+) -> Ranker | None:
+    """LightGBM on the earlier window with early stopping on the later one, then in as many trees on both.
+
+    Args:
+        earlier: labelled rows of window B; where they are few, most users of the later window join them, and the rest
+            stops the training.
+        later: labelled rows of window C.
+        config: settings.
+        notes: gets what was done.
+        what: the ranker's name in them.
+
+    Returns:
+        The ranker; None where there is too little to learn from or the blend of stage 1 ranks the later window better.
+    """
+    notes.add(
+        f"{what}: {earlier.n_users} + {later.n_users} users with a taken candidate in windows B and C, "
+        f"{earlier.rows.height + later.rows.height} rows; {earlier.n_dropped + later.n_dropped} users whose taken "
+        "items were not among the candidates teach nothing."
+    )
+    if later.n_users < MIN_RANKER_USERS:
+        notes.add(
+            f"{what}: left out, {MIN_RANKER_USERS} users are needed; lists follow the blend of stage 1.",
+            level=logging.WARNING,
+        )
+        return None
+    train, validation = parts(earlier, later, config.seed)
+    names = feature_names(later.rows, exclude=("user_row", "item_row", "label"))
+    report_telling(later.rows, names, config.seed, notes, what=what)
+    try:
+        ranker = Ranker(config.ranker, seed=config.seed).fit(train, validation, names)
+        if not beats_blend(ranker, validation, config.seed, notes, what=what):
+            return None
+        return Ranker(config.ranker, seed=config.seed).fit(
+            stacked(train, validation), None, names, n_trees=ranker.n_trees
+        )
+    except RuntimeError as error:
+        notes.add(f"{error}; lists follow the blend of stage 1.", level=logging.WARNING)
+        return None
+
+
+def earns_its_place(
+    earlier: TrainingSet, later: TrainingSet, pupils: npt.NDArray[np.int32], config: RecommenderConfig, notes: Notes
+) -> bool:
+    """Whether a ranker that reads the interest score is surely better on the later window than one that does not.
+
+    The one that does not may learn from everybody in window B; the other has lost those who taught the interest model.
+    Every request pays for the score, so being as good is not enough.
+
+    Args:
+        earlier: labelled rows of window B with the interest score, the pupils' rows too.
+        later: labelled rows of window C with the interest score.
+        pupils: rows of the users of B who taught the interest model.
+        config: settings; `keep_interest` may say that it stays in any case.
+        notes: gets what was found.
+    """
+    if config.keep_interest == "always" or later.n_users < MIN_RANKER_USERS:
+        return True
+    learnt, held_out = parts(without_users(earlier, pupils), later, config.seed)
+    plain = parts(earlier, later, config.seed)[0]
+    with_it = _ndcg_learnt(learnt, held_out, config)
+    without = _ndcg_learnt(without_interest(plain), without_interest(held_out), config)
+    difference, low, high = metrics.paired_bootstrap(with_it, without, seed=config.seed)
+    stays = low > 0.0
+    notes.add(
+        f"interest score: ndcg@10 on {len(with_it)} users {with_it.mean():.4f} with it, {without.mean():.4f} without, "
+        f"difference {difference:+.4f} ({low:+.4f} to {high:+.4f}); it is "
+        + ("kept." if stays else 'left out, which saves its time (keep_interest = "always" keeps it).')
+    )
+    return stays
+
+
+def _ndcg_learnt(rows: pl.DataFrame, held_out: pl.DataFrame, config: RecommenderConfig) -> npt.NDArray[np.float64]:
+    """ndcg@10 of each held-out user by a ranker learnt from the rows, or by the blend where they teach nothing."""
+    names = feature_names(rows, exclude=("user_row", "item_row", "label"))
+    try:
+        score = pl.Series(Ranker(config.ranker, seed=config.seed).fit(rows, held_out, names).predict(held_out))
+    except RuntimeError:
+        score = held_out["stage1_score"]
+    return ndcg_of(held_out.with_columns(score=score))
+
+
+def parts(earlier: TrainingSet, later: TrainingSet, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows to learn from and rows that stop the training: the two windows.
+
+    Where the earlier one is small, most users of the later one join it.
+    """
+    if 2 * earlier.n_users >= later.n_users:
+        return earlier.rows, later.rows
+    first, validation = split_users(later.rows, seed)
+    return stacked(earlier.rows, first), validation
+
+
+def stacked(first: pl.DataFrame, second: pl.DataFrame) -> pl.DataFrame:
+    """Both windows' rows; the second's users are numbered after the first's."""
+    n = int(first["user_row"].max() or 0) + 1  # type: ignore[arg-type]
+    return pl.concat([first, second.with_columns(pl.col("user_row") + pl.lit(n, dtype=pl.Int32))])
+
+
+def split_users(rows: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Training rows and rows of a random `VALIDATION_SHARE` of the users, for early stopping."""
+    users = rows["user_row"].unique().sort().shuffle(seed)
+    held_out = users.head(max(1, round(VALIDATION_SHARE * len(users)))).implode()
+    chosen = pl.col("user_row").is_in(held_out)
+    return rows.filter(~chosen), rows.filter(chosen)
+
+
+def without_users(training: TrainingSet, users: npt.NDArray[np.int32]) -> TrainingSet:
+    """The rows of all others, who may teach the ranker."""
+    rows = training.rows.filter(~pl.col("user_row").is_in(users))
+    return replace(training, rows=rows, n_users=rows["user_row"].n_unique())
+
+
+def without_interest(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows as they are where there is no interest model."""
+    return rows.drop("interest_score", "interest_rank", strict=False)
+
+
+def beats_blend(ranker: Ranker, validation: pl.DataFrame, seed: int, notes: Notes, *, what: str) -> bool:
+    """Whether the ranker's ndcg@10 on the validation users is above that of stage 1's blend, and how surely."""
+    scored = validation.with_columns(ranker=pl.Series(ranker.predict(validation)))
+    by_ranker, by_blend = (ndcg_of(scored.with_columns(score=pl.col(name))) for name in ("ranker", "stage1_score"))
+    difference, low, high = metrics.paired_bootstrap(by_ranker, by_blend, seed=seed)
+    wins = difference > 0.0
+    notes.add(
+        f"{what}: ndcg@10 on {len(by_ranker)} users {by_ranker.mean():.4f}, blend of stage 1 {by_blend.mean():.4f}, "
+        f"difference {difference:+.4f} ({low:+.4f} to {high:+.4f}); lists follow the {'ranker' if wins else 'blend'}.",
+        level=logging.INFO if wins else logging.WARNING,
+    )
+    return wins
+
+
+def ndcg_of(scored: pl.DataFrame, k: int = 10) -> npt.NDArray[np.float64]:
+    """ndcg@k of each user of labelled, scored candidate rows."""
+    named = {"user_row": "user_id", "item_row": "item_id"}
+    truth = scored.filter(pl.col("label") > 0).rename(named)
+    hits = metrics.hit_matrix(top_k(scored, k).rename(named), truth, k)
+    return metrics.ndcg(hits, k)
+
+
+def report_telling(rows: pl.DataFrame, names: list[str], seed: int, notes: Notes, *, what: str) -> None:
+    """Warn of the caller's own columns that are too good to be true; ours are made from the past alone."""
+    given = [name for name in names if "__" in name]
+    for name, area in telling_features(rows, given, seed=seed).items():
+        notes.add(
+            f"{what}: the feature {name!r} alone tells what was taken (area under the ROC curve {area:.3f}). Does it "
+            "know the future? If so, name its column in ignore_columns.",
+            level=logging.WARNING,
+        )
