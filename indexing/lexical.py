@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -24,6 +25,7 @@ UNSPACED = (
 MARKS = r"\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
 TOKEN = re.compile(rf"[{UNSPACED}]+|(?:[^\W{UNSPACED}]|[{MARKS}])+")
 UNSPACED_RUN = re.compile(rf"[{UNSPACED}]")
+WORD = rf"(?:[\p{{L}}\p{{N}}_--[{UNSPACED}]]|[{MARKS}])+"  # the second half of `TOKEN` in the words of polars
 WORN = 0.9  # of the neighbours of a text: with fewer left than that they are looked for anew
 CELLS_PER_BLOCK = 20_000_000  # bounds memory: about 0.25 GB of similarities at once
 
@@ -60,6 +62,20 @@ def tokenize(text: str) -> list[str]:
             tokens.extend(run[i : i + 2] for i in range(len(run) - 1))
         else:
             tokens.append(run)
+    return tokens
+
+
+def tokenize_all(texts: Sequence[str]) -> list[list[str]]:
+    """`tokenize` of every text, several times as fast where words are spaced."""
+    column = pl.Series(texts, dtype=pl.String)
+    tokens: list[list[str]] = column.str.to_lowercase().str.extract_all(WORD).to_list()
+    for row in column.str.contains(f"[{UNSPACED}]").arg_true():
+        tokens[row] = tokenize(texts[row])
+    return tokens
+
+
+def itself(tokens: list[str]) -> list[str]:
+    """What `tokenize_all` returned needs no further analysis."""
     return tokens
 
 
@@ -118,9 +134,9 @@ def renewed_neighbours(
 def _vectors(texts: Sequence[str], config: LexicalConfig) -> sp.csr_matrix:
     """Unit TF-IDF rows, float32 CSR (n_texts, n_tokens); of no tokens where no text has a usable one."""
     max_share = config.max_share if len(texts) >= 50 else 1.0  # a share says nothing about a handful of texts
-    vectorizer = TfidfVectorizer(analyzer=tokenize, max_df=max_share, sublinear_tf=True, dtype=np.float32)
+    vectorizer = TfidfVectorizer(analyzer=itself, max_df=max_share, sublinear_tf=True, dtype=np.float32)
     try:
-        return sp.csr_matrix(vectorizer.fit_transform(texts))
+        return sp.csr_matrix(vectorizer.fit_transform(tokenize_all(texts)))
     except ValueError:  # scikit-learn's only signal for an empty vocabulary
         return sp.csr_matrix((len(texts), 0), dtype=np.float32)
 

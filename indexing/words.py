@@ -15,7 +15,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from indexing.lexical import tokenize
+from indexing.lexical import itself, tokenize_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Words:
     @classmethod
     def fit(cls, texts: Sequence[str], *, max_words: int) -> Self:
         """The most frequent words of distinct texts that stand in at least two of them; perhaps none."""
-        vectorizer = TfidfVectorizer(analyzer=tokenize, min_df=min(2, len(texts)), max_features=max_words or None)
+        vectorizer = TfidfVectorizer(analyzer=itself, min_df=min(2, len(texts)), max_features=max_words or None)
         try:
-            vectorizer.fit(texts if max_words else [])
+            vectorizer.fit(tokenize_all(texts) if max_words else [])
         except ValueError:  # scikit-learn's only signal for an empty vocabulary
             return cls({}, np.zeros(0, dtype=np.float32))
         vocabulary = {word: int(row) for word, row in vectorizer.vocabulary_.items()}
@@ -53,9 +53,9 @@ class Words:
         """
         if not self.vocabulary:
             return sp.csr_matrix((len(texts), 0), dtype=np.float32)
-        vectorizer = TfidfVectorizer(analyzer=tokenize, vocabulary=self.vocabulary, sublinear_tf=True, dtype=np.float32)
+        vectorizer = TfidfVectorizer(analyzer=itself, vocabulary=self.vocabulary, sublinear_tf=True, dtype=np.float32)
         vectorizer.idf_ = self.idf
-        return sp.csr_matrix(vectorizer.transform(texts))
+        return sp.csr_matrix(vectorizer.transform(tokenize_all(texts)))
 
     def save(self, folder: Path) -> None:
         """Write `words.json` into `folder`."""

@@ -57,12 +57,19 @@ def item_texts(items: pl.DataFrame, *, max_chars: int = 400) -> list[str]:
         categories=pl.col("categories").list.join(" > ").str.head(max_chars),
         description=pl.col("description").str.head(DESCRIPTION_CHARS),
     )
+    cleaned = (_cleaned(part, max_chars) for part in parts)
     texts: dict[tuple[str, ...], str] = {}
-    rows = parts.rows()
+    rows = list(zip(*cleaned, strict=True))
     for row in rows:
         if row not in texts:
             texts[row] = _joined(row, ". ", max_chars)
     return [texts[row] for row in rows]
+
+
+def _cleaned(column: pl.Series, max_chars: int) -> list[str]:
+    """Every value cleaned; brands and categories repeat, and equal ones are cleaned once."""
+    found = {value: clean(value, max_chars) for value in column.unique()}
+    return [found[value] for value in column]
 
 
 def history_text(titles: Sequence[str], *, max_items: int = 8, max_chars: int = 400) -> str:
@@ -77,9 +84,9 @@ def history_text(titles: Sequence[str], *, max_items: int = 8, max_chars: int = 
         One line; empty where there is no title.
     """
     newest = [title for title in dict.fromkeys(titles) if title][:max_items]
-    return _joined(newest, "; ", max_chars)
+    return _joined((clean(title, max_chars) for title in newest), "; ", max_chars)
 
 
-def _joined(parts: Iterable[str], separator: str, max_chars: int) -> str:
-    cleaned = (clean(part, max_chars) for part in parts)
-    return clean(separator.join(part for part in cleaned if part), max_chars)
+def _joined(cleaned: Iterable[str], separator: str, max_chars: int) -> str:
+    """Parts that are cleaned already, without the empty ones."""
+    return separator.join(part for part in cleaned if part)[:max_chars].rstrip()

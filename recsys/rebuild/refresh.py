@@ -6,7 +6,7 @@ reading tables (`recsys/schema.py`). Encoder, towers' weights, interest model, r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
@@ -109,6 +109,7 @@ def refresh(
     snapshot = take_snapshot(
         events, moment.timestamp(), towers, catalogue, config,
         repeats=not parent.hide_seen, clock=parent.window_kind == "last", weights=parent.weights,
+        known_behaviour=_known_behaviour(parent, catalogue, events),
     )  # fmt: skip
     _same_features(parent, snapshot)
     old = parent.catalogue
@@ -253,6 +254,12 @@ def _carried(
         old, item_tower=tower, text_vectors=text_vectors, item_vectors=vectors, searchable=searchable,
         index=configured_index(vectors, config, device),
     )  # fmt: skip
+
+
+def _known_behaviour(parent: Fitted, catalogue: Catalogue, events: pl.DataFrame) -> Mapping[str, sp.csr_matrix] | None:
+    """The parent's neighbours learnt from behaviour, where nothing was done since and no item came or went."""
+    same_items = catalogue.items["item_id"].equals(parent.catalogue.items["item_id"])
+    return parent.snapshot.behaviour if same_items and events.equals(parent.events) else None
 
 
 def _text_neighbours(read: Fitted, catalogue: Catalogue, config: RecommenderConfig) -> sp.csr_matrix:

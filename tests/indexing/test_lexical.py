@@ -6,9 +6,18 @@ from collections import Counter
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from indexing import lexical as module
-from indexing.lexical import LexicalConfig, lexical_neighbours, renewed_neighbours, text_neighbours, tokenize
+from indexing.lexical import (
+    LexicalConfig,
+    lexical_neighbours,
+    renewed_neighbours,
+    text_neighbours,
+    tokenize,
+    tokenize_all,
+)
 
 CATALOGUE = [
     "red running shoe",
@@ -49,6 +58,12 @@ CATALOGUE = [
 )
 def test_tokenize(text, tokens):
     assert tokenize(text) == tokens
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=30), max_size=5))
+@example(["Ὀδυσσεύς İstanbul x² ½ naïve_name", "Sony耳机pro", "e\u0301 हिन्दी", ""])
+def test_all_at_once_are_tokenized_alike(texts):
+    assert tokenize_all(texts) == [tokenize(text) for text in texts]
 
 
 def cosines(texts: list[str]) -> np.ndarray:

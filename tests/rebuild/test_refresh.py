@@ -125,6 +125,24 @@ def test_few_of_many_texts_are_compared_alone(
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_neighbours_from_behaviour_are_counted_anew_only_where_something_was_done(
+    served: Recommender, data: Synthetic
+) -> None:
+    parent = refreshed(served, data).fitted
+    known = parent.snapshot.behaviour["covisitation"]
+
+    def again(items: pl.DataFrame, as_of: datetime | None = None) -> object:
+        tables = validate(data.interactions, items, data.users)
+        made = refresh(parent, tables, served.config, device="cpu", as_of=as_of)
+        return made.fitted.snapshot.behaviour["covisitation"]
+
+    last = data.interactions["timestamp"].max()
+    assert isinstance(last, datetime)
+    assert again(data.items.with_columns(title=pl.col("title") + " anew")) is known
+    assert again(data.items.head(-1)) is not known
+    assert again(data.items, last.replace(tzinfo=UTC)) is not known
+
+
 def test_a_damaged_cache(served: Recommender, tmp_path: Path) -> None:
     cache = EmbeddingCache(tmp_path, served._state.towers.encoder.fingerprint())
     carried_vectors(served._state, ["one text"], cache)

@@ -153,7 +153,7 @@ def test_labels_of_last_windows_change_nothing_learnt_before_them(tables, tiny_b
 @pytest.fixture(scope="module")
 def drilled(tiny_bert):
     contrastive = {"encoder_steps": 2, "tower_max_steps": 300, "tower_epochs": 100, "n_negatives": 64}
-    return config_for(tiny_bert, windows={"kind": "time"}, contrastive=contrastive)
+    return config_for(tiny_bert, windows={"kind": "time"}, contrastive=contrastive, keep_interest="always")
 
 
 @pytest.fixture(scope="module")
