@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py --scenario benchmarks/scenarios/movielens-small.toml --out results/movielens-ablation
 
-Every variant is fitted anew, so this takes a dozen fits. "text alone" is what the texts do without behaviour: no
+Every variant is fitted anew, so this takes 17 fits. The whole has the interest score only where it earns its place. "text alone" is what the texts do without behaviour: no
 behaviour in the item vectors, none in the sources, and no ranker, since nothing would be left for it to fuse. The
 whole stands first; the last columns of the printed table are the paired differences to it.
 """
@@ -65,6 +65,7 @@ def variants(config: RecommenderConfig) -> dict[str, Variant]:
     return {
         "whole": Variant(config),
         "stage 1 alone": Variant(plain, ranked=False),
+        "with interest score in any case": Variant(replace(config, keep_interest="always")),
         "without interest score": Variant(plain),
         "without text": Variant(plain, text=False),
         "text alone": Variant(texts, ranked=False),

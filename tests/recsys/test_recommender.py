@@ -32,6 +32,7 @@ def config(tiny_bert: str) -> RecommenderConfig:
             "contrastive": {"encoder_steps": 3, "tower_max_steps": 5},
             "interest": {"max_groups": 16, "group_size": 4},
             "n_interest": 4,
+            "keep_interest": "always",
             "device": "cpu",
             "progress": False,
         }
