@@ -47,17 +47,10 @@ def markdown(table: Table) -> list[str]:
     lines = [HEADS, ("---",) * len(HEADS)]
     for row in table.rows:
         ndcg, recall, coverage = (row.metrics[name] for name in ("ndcg@10", "recall@10", "coverage@10"))
+        mean = f"{number(ndcg.mean)} ({number(ndcg.low)} to {number(ndcg.high)})"
+        found = (number(value) for value in (recall.mean, row.candidate_recall, coverage.mean))
         lines.append(
-            (
-                row.system,
-                f"{number(ndcg.mean)} ({number(ndcg.low)} to {number(ndcg.high)})",
-                number(recall.mean),
-                number(row.candidate_recall),
-                number(coverage.mean),
-                f"{row.fit_seconds:,.0f}",
-                f"{row.users_per_second:,.0f}",
-                f"{row.peak_mb:,.0f}",
-            )  # fmt: skip
+            (row.system, mean, *found, f"{row.fit_seconds:,.0f}", f"{row.users_per_second:,.0f}", f"{row.peak_mb:,.0f}")
         )
     return [f"| {' | '.join(line)} |" for line in lines]
 
