@@ -3,7 +3,7 @@
     python benchmarks/ablation.py --scenario benchmarks/scenarios/movielens-small.toml --out results/movielens-ablation
 
 Every variant is fitted anew, so this takes 17 fits. The whole has the interest score only where it earns its place.
-"text alone" is what the texts do without behaviour: no behaviour in the item vectors, none in the sources, and no ranker,
+"text alone" is what the texts do without behaviour: none in the item vectors, none in the sources, and no ranker,
 since nothing would be left for it to fuse. The whole stands first; the last columns of the printed table are the paired
 differences to it.
 """
