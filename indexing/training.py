@@ -156,7 +156,7 @@ def train(
     folder = _checkpoint_folder(config, name, batches, seed)
     done = _steps_done(folder)
     watch = Watch(len(batches), config, name=name, max_seconds=max_seconds, progress=progress)
-    with torch.random.fork_rng(), _quiet(), _interruptible():
+    with torch.random.fork_rng(), _quiet(), _interruptible(), _repeatable(device):
         torch.manual_seed(seed + done)
         trainer = lightning.Trainer(
             accelerator="cpu" if device == "cpu" else "gpu",
@@ -327,3 +327,19 @@ def _interruptible() -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error
+
+
+@contextmanager
+def _repeatable(device: str) -> Iterator[None]:
+    """On a CPU the same seed gives the same weights to the bit: threads would add up gradients in any order.
+
+    On a GPU this would cost speed, and cuBLAS would ask for settings of its own.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if device == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)

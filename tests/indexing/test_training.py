@@ -152,6 +152,31 @@ class TestTrain:
         assert rates[-1] == pytest.approx(0.0)
 
 
+class Table(Lesson):
+    """A table of vectors, whose gradients many threads add up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectors = torch.nn.Parameter(torch.zeros(50, 128))
+        self.targets = torch.randn(20_000, 128, generator=torch.Generator().manual_seed(0))
+
+    def groups(self):
+        return [{"params": list(self.parameters()), "lr": 0.1}]
+
+    def step_loss(self, rows, step):
+        return ((self.vectors[torch.arange(20_000) % 50] - self.targets) ** 2).mean()
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit_and_the_global_setting_stays():
+    weights = []
+    for _ in range(4):
+        lesson = Table()
+        run(lesson, batches=BATCHES[:5])
+        weights.append(lesson.vectors.detach().numpy().tobytes())
+    assert len(set(weights)) == 1
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 class TestEarlyStopping:
     def test_brings_the_best_weights_back(self):
         lesson = Toy(losses=[5.0, 4.0, 1.0, 2.0, 2.0, 2.0, 0.0])
