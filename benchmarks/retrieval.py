@@ -4,7 +4,8 @@
     python benchmarks/retrieval.py --data FOLDER --cold                 items whose interactions were all hidden
     python benchmarks/retrieval.py --data FOLDER --against-frozen       is fine-tuning the text encoder worth it?
 
-With `--config FILE` the settings come from TOML. Prints tables, and writes them as JSON with `--out`.
+With `--config FILE` the settings come from TOML. With `--validation` each user's last interaction is put away first and
+the one before it is looked for, which is where choices are made. Prints tables, and writes them as JSON with `--out`.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from recsys.text import item_texts
 COLD_SHARE = 0.1
 COLD_SEED = 2014
 DEPTH = 300
+TEXT_SOURCES = ("lexical", "similar", "lookalike")
 DECAY = 0.8  # of the TF-IDF neighbours' weights, from the newest item of a history on
 
 
@@ -38,6 +40,8 @@ def main() -> None:
     kept = [name for name in dataset.items.columns if name not in arguments.ignore_columns.split(",")]
     tables = validate(dataset.interactions, dataset.items.select(kept))
     cut = splits.split(tables.interactions, "leave-last-out", min_items=arguments.min_items, repeats=False)
+    if arguments.validation:
+        cut = splits.split(cut.train, "leave-last-out", min_items=2, repeats=False)
     result = (cold_items if arguments.cold else frozen if arguments.against_frozen else warm_items)(
         cut.train, cut.test, tables.items, config
     )
@@ -53,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--min-items", type=int, default=5)
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--against-frozen", action="store_true")
+    parser.add_argument("--validation", action="store_true")
     parser.add_argument("--out")
     return parser.parse_args()
 
@@ -85,17 +90,25 @@ def cold_items(train: pl.DataFrame, test: pl.DataFrame, items: pl.DataFrame, con
     users = truth["user_id"].unique().sort()
     only = {"filter_seen": True, "allow_items": cold}
     near = {"TF-IDF neighbours": tfidf_lists(train, users, items, cold)}
-    for name, chosen in (("", config), (", encoder frozen", without_tuning(config))):
+    tuned = config.contrastive.encoder_steps != 0
+    fits = {", encoder frozen": without_tuning(config)} | ({"": config} if tuned else {})
+    for name, chosen in fits.items():
         recommender, seconds = fitted(train, items, chosen)
+        print(f"fit{name}: {seconds:.0f} s", flush=True)
         near[f"bi-encoder{name}"] = recommender.retrieve(users, DEPTH, sources=["vector"], **only)
         near[f"union of sources{name}"] = recommender.retrieve(users, DEPTH, **only)
-        rows = {name: measure(found, truth) for name, found in near.items()}
-        print(f"\nfit {seconds:.0f} s; {len(users)} users, {len(cold)} cold items, ranked among themselves")
-        show(rows, ("recall@10", "ndcg@10", "recall@100"))
-    hits = [metrics.hit_matrix(near[f"bi-encoder{name}"], truth, 10) for name in ("", ", encoder frozen")]
-    difference = metrics.paired_bootstrap(*(metrics.ndcg(found, 10) for found in hits), seed=config.seed)
-    print("ndcg@10, fine-tuned minus frozen, with interval:", difference)
-    return {"rows": rows, "users": len(users), "cold": len(cold), "tuned_minus_frozen": difference}
+    for source in TEXT_SOURCES:
+        near[source] = recommender.retrieve(users, DEPTH, sources=[source], **only)
+    rows = {name: measure(found, truth) for name, found in near.items()}
+    print(f"\n{len(users)} users, {len(cold)} cold items, ranked among themselves")
+    show(rows, ("recall@10", "ndcg@10", "recall@100"))
+    result = {"rows": rows, "users": len(users), "cold": len(cold)}
+    if tuned:
+        hits = [metrics.hit_matrix(near[f"bi-encoder{name}"], truth, 10) for name in ("", ", encoder frozen")]
+        difference = metrics.paired_bootstrap(*(metrics.ndcg(found, 10) for found in hits), seed=config.seed)
+        print("ndcg@10, fine-tuned minus frozen, with interval:", difference)
+        result["tuned_minus_frozen"] = difference
+    return result
 
 
 def without_tuning(config: RecommenderConfig) -> RecommenderConfig:

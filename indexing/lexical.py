@@ -40,15 +40,17 @@ class LexicalConfig:
         n_neighbours: texts kept per text.
         items_per_text: where many items share one text, this many of them stand for it, the most popular first.
         max_share: a token in more than this share of the texts is ignored.
+        n_lookalikes: other texts, at most, whose company says where a text belongs.
     """
 
     n_neighbours: int = 100
     items_per_text: int = 3
     max_share: float = 0.2
+    n_lookalikes: int = 30
 
     def __post_init__(self) -> None:
-        if self.n_neighbours < 1 or self.items_per_text < 1:
-            raise ValueError(f"lexical: n_neighbours and items_per_text must be at least 1, got {self}")
+        if min(self.n_neighbours, self.items_per_text, self.n_lookalikes) < 1:
+            raise ValueError(f"lexical: n_neighbours, items_per_text and n_lookalikes must be at least 1, got {self}")
         if not 0.0 < self.max_share <= 1.0:
             raise ValueError(f"lexical: max_share={self.max_share} must lie in (0, 1]")
 
@@ -214,3 +216,33 @@ def lexical_neighbours(
     result = sp.csr_matrix(neighbours @ stand_for)
     result.sort_indices()
     return result
+
+
+def lookalikes(
+    neighbours: sp.csr_matrix,
+    text_rows: npt.NDArray[np.int64],
+    popularity: npt.NDArray[np.float32],
+    config: LexicalConfig,
+) -> sp.csr_matrix:
+    """From texts that are taken to items with other texts like them: who is asked about an item that nobody took yet.
+
+    An item's text listens to the nearest other texts of which something was taken, as much as the squares of their
+    cosines, and to all of them together as much as any other text does.
+
+    Args:
+        neighbours: what `text_neighbours` returned.
+        text_rows: int64 (n_items,), the text of each item.
+        popularity: float32 (n_items,), 0 for an item that nobody took; else as for `lexical_neighbours`.
+        config: how many texts are listened to; items per text.
+
+    Returns:
+        float32 CSR (n_texts, n_items): the items that listen to a text, and how much.
+    """
+    listener = rows_of(neighbours)
+    taken = np.bincount(text_rows, weights=popularity, minlength=neighbours.shape[0]) > 0
+    heard = taken[neighbours.indices] & (neighbours.indices != listener)
+    entries = (neighbours.data[heard] ** 2, (listener[heard], neighbours.indices[heard]))
+    nearest = keep_largest(sp.csr_matrix(entries, shape=neighbours.shape), config.n_lookalikes)
+    totals = np.maximum(np.asarray(nearest.sum(axis=1)).ravel(), np.finfo(np.float32).tiny)
+    nearest.data /= totals[rows_of(nearest)]
+    return lexical_neighbours(sp.csr_matrix(nearest.T), text_rows, popularity, config)

@@ -15,7 +15,6 @@ from indexing.history import Histories, HistoryEncoder
 from indexing.index import VectorIndex
 from indexing.sources import (
     Block,
-    NeighbourSource,
     Opened,
     PopularitySource,
     Rows,
@@ -41,6 +40,8 @@ class RetrieverConfig:
         covisitation: items taken soon after the user's items.
         ease: items that a linear model of who took what expects; only where the catalogue fits (`EaseConfig`).
         lexical: items whose words are like those of the user's newest items.
+        lookalike: items whose words are like those of what is taken soon after the user's newest items; only beside
+            covisitation. It finds new items by the company of those like them.
         similar: items whose vectors are nearest to those of the user's newest items.
         category: taken of late in the categories of the user's newest items; only where there are categories.
         repeat: the user's own items; only where repeats are common and may be shown.
@@ -50,7 +51,7 @@ class RetrieverConfig:
         n_candidates: most candidates per user after merging.
         history_length: newest events that category and repeat read.
         neighbour_length: newest events that covisitation and EASE read; what they cost grows with it.
-        lexical_length: newest events that the lexical source reads.
+        lexical_length: newest events that lexical and lookalike read.
         similar_length: newest events whose neighbours `similar` looks up.
         history_power: see `NeighbourSource.power`.
         lasting_power: the same for EASE and category, which show what a user likes at large rather than now.
@@ -62,6 +63,7 @@ class RetrieverConfig:
     covisitation: int = 200
     ease: int = 200
     lexical: int = 100
+    lookalike: int = 100
     similar: int = 100
     category: int = 100
     repeat: int = 150
@@ -98,6 +100,7 @@ SOURCES = (
     "covisitation",
     "ease",
     "lexical",
+    "lookalike",
     "similar",
     "category",
     "repeat",
@@ -242,7 +245,7 @@ def build_retriever(
     item_vectors: Scores,
     index: VectorIndex,
     searchable: npt.NDArray[np.bool_],
-    neighbours: Mapping[str, NeighbourSource],
+    neighbours: Mapping[str, Source],
     rows: npt.NDArray[np.int32],
     weights: Mapping[str, float] | None = None,
 ) -> Retriever:
@@ -254,7 +257,8 @@ def build_retriever(
         item_vectors: float32 (n_items, dim).
         index: over the same vectors.
         searchable: bool (n_items,), items that have a text to be found by.
-        neighbours: sources "covisitation", "ease", "lexical", "category", "repeat"; those not given are off.
+        neighbours: sources "covisitation", "ease", "lexical", "lookalike", "category", "repeat"; those not given are
+            off.
         rows: item rows of all interactions so far, oldest first.
         weights: see `Retriever`.
     """

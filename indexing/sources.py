@@ -161,12 +161,12 @@ class NeighbourSource:
     power: float
 
     def open(self, block: Block, n: int) -> Opened:
-        """Sum the neighbour rows of each user's history."""
-        scores: sp.csr_matrix = self._weights(block.histories) @ self.neighbours
-        scores.sort_indices()
-        stored = stored_keys(scores)
-        users, items = _best_shown(scores, stored, block, n)
-        return Opened(users, items, lambda u, i: _entries(scores.data, positions_of(stored, block.keys(u, i))))
+        """List the best of the summed neighbours."""
+        return _opened(self.summed(block.histories), block, n)
+
+    def summed(self, histories: Histories) -> sp.csr_matrix:
+        """The neighbour rows of each user's history, weighted and summed, CSR (n_users, n_items)."""
+        return sp.csr_matrix(self._weights(histories) @ self.neighbours)
 
     def _weights(self, histories: Histories) -> sp.csr_matrix:
         """What each key is worth to each user, CSR (n_users, n_keys); a key is there as often as it was taken."""
@@ -176,6 +176,36 @@ class NeighbourSource:
         worth = ((1.0 + place[read]) ** -self.power).astype(np.float32)
         offsets = np.concatenate([[0], np.cumsum(read)])[histories.offsets]
         return sp.csr_matrix((worth, key[read], offsets), shape=(len(histories), self.neighbours.shape[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class LookalikeSource:
+    """Items like those that are taken soon after the newest items: also such as nobody took yet.
+
+    Attributes:
+        company: what is taken soon after what.
+        text_rows: int64 (n_items,), the text of each item.
+        alike: float32 CSR (n_texts, n_items), what `indexing.lexical.lookalikes` returned.
+    """
+
+    company: NeighbourSource
+    text_rows: Rows
+    alike: sp.csr_matrix
+
+    def open(self, block: Block, n: int) -> Opened:
+        """From the history to its company, from there to items with like texts."""
+        near = self.company.summed(block.histories)
+        shape = (len(block), self.alike.shape[0])
+        texts = sp.csr_matrix((near.data, self.text_rows[near.indices], near.indptr), shape=shape)
+        return _opened(sp.csr_matrix(texts @ self.alike), block, n)
+
+
+def _opened(scores: sp.csr_matrix, block: Block, n: int) -> Opened:
+    """The `n` best of each row, and a look-up of every entry."""
+    scores.sort_indices()
+    stored = stored_keys(scores)
+    users, items = _best_shown(scores, stored, block, n)
+    return Opened(users, items, lambda u, i: _entries(scores.data, positions_of(stored, block.keys(u, i))))
 
 
 def _places(histories: Histories) -> Rows:

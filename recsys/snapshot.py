@@ -17,9 +17,9 @@ import scipy.sparse as sp
 
 from indexing.ease import ease
 from indexing.history import Histories
-from indexing.lexical import lexical_neighbours
+from indexing.lexical import lexical_neighbours, lookalikes
 from indexing.retriever import Candidates, Retriever, build_retriever, recent_counts
-from indexing.sources import NeighbourSource
+from indexing.sources import LookalikeSource, NeighbourSource, Source
 from indexing.trending import group_neighbours
 from ranking.features import build_features, item_statistics
 from ranking.interest import InterestModel
@@ -361,7 +361,7 @@ def _neighbour_sources(
     config: RecommenderConfig,
     *,
     repeats: bool,
-) -> dict[str, NeighbourSource]:
+) -> dict[str, Source]:
     """From behaviour, words, categories where there are several and, where repeats are common, the user's own items."""
     n_items, depth = len(catalogue), config.retriever
     popularity = np.bincount(rows, minlength=n_items).astype(np.float32)
@@ -369,11 +369,15 @@ def _neighbour_sources(
     groups = catalogue.groups["category"].to_numpy().astype(np.int64)
     identity, power, lasting = np.arange(n_items), depth.history_power, depth.lasting_power
     powers = {"covisitation": power, "ease": lasting}
-    sources = {
+    sources: dict[str, Source] = {
         name: NeighbourSource(matrix, identity, depth.neighbour_length, powers[name])
         for name, matrix in behaviour.items()
     }
     sources["lexical"] = NeighbourSource(words, catalogue.text_rows, depth.lexical_length, power)
+    if depth.lookalike and "covisitation" in behaviour:
+        company = NeighbourSource(behaviour["covisitation"], identity, depth.lexical_length, power)
+        alike = lookalikes(towers.text_neighbours, catalogue.text_rows, popularity, config.lexical)
+        sources["lookalike"] = LookalikeSource(company, catalogue.text_rows, alike)
     if depth.category and len(np.unique(groups)) > 1:
         recent = recent_counts(rows, n_items, depth.recent_share)
         trending = group_neighbours(groups, recent, per_group=depth.category)

@@ -14,7 +14,15 @@ from indexing.covisitation import CovisitationConfig, covisitation
 from indexing.exact import ExactIndex
 from indexing.history import Histories, HistoryConfig, HistoryEncoder
 from indexing.retriever import SOURCES, Retriever, RetrieverConfig, build_retriever
-from indexing.sources import Block, NeighbourSource, PopularitySource, SimilarSource, VectorSource, first_shown
+from indexing.sources import (
+    Block,
+    LookalikeSource,
+    NeighbourSource,
+    PopularitySource,
+    SimilarSource,
+    VectorSource,
+    first_shown,
+)
 
 N_ITEMS, DIM = 30, 6
 NAMES = SOURCES
@@ -25,6 +33,7 @@ CONFIG = RetrieverConfig(
     covisitation=5,
     ease=3,
     lexical=4,
+    lookalike=4,
     similar=3,
     category=3,
     repeat=3,
@@ -66,6 +75,7 @@ def make_retriever(config: RetrieverConfig = CONFIG, weights: tuple[tuple[str, f
     itself = sp.csr_matrix(sp.eye_array(N_ITEMS, dtype=np.float32, format="csr"))
     identity, power = np.arange(N_ITEMS), config.history_power
     pairs = covisitation(histories, N_ITEMS, CovisitationConfig())
+    company = NeighbourSource(pairs, identity, config.lexical_length, power)
     return build_retriever(
         config,
         encoder=encoder,
@@ -75,6 +85,7 @@ def make_retriever(config: RetrieverConfig = CONFIG, weights: tuple[tuple[str, f
         neighbours={
             "covisitation": NeighbourSource(pairs, identity, config.history_length, power),
             "lexical": NeighbourSource(words, np.arange(N_ITEMS) % 10, config.lexical_length, power),
+            "lookalike": LookalikeSource(company, np.arange(N_ITEMS) % 10, words),
             "ease": NeighbourSource(sp.csr_matrix(pairs.T), identity, config.history_length, config.lasting_power),
             "category": NeighbourSource(words, np.arange(N_ITEMS) % 10, 3, power),
             "repeat": NeighbourSource(itself, identity, config.history_length, power),
@@ -299,6 +310,35 @@ class TestNeighbourSource:
         source = NeighbourSource(matrix, np.array([0, -1, -1]), max_length=9, power=0.0)
         opened = source.open(Block(histories_of([[1, 2], [0, 1]]), np.zeros(3, dtype=np.bool_), True), 3)
         assert (top(opened, 0), top(opened, 1)) == ([], [2])
+
+
+class TestLookalikeSource:
+    def source(self) -> LookalikeSource:
+        known = make_retriever().sources["lookalike"][0]
+        assert isinstance(known, LookalikeSource)
+        return known
+
+    @settings(max_examples=30, deadline=None)
+    @given(LISTS)
+    def test_equals_a_loop_over_company_and_its_likes(self, lists):
+        source = self.source()
+        company, alike = source.company.neighbours.toarray(), source.alike.toarray()
+        opened = source.open(Block(histories_of(lists), NOTHING, False), N_ITEMS)
+        for user, rows in enumerate(lists):
+            expected = np.zeros(N_ITEMS)
+            for place, row in enumerate(rows[::-1][: CONFIG.lexical_length]):
+                for near in range(N_ITEMS):
+                    worth = (1 + place) ** -CONFIG.history_power * company[row, near]
+                    expected += worth * alike[source.text_rows[near]]
+            np.testing.assert_allclose(opened.score(np.full(N_ITEMS, user), np.arange(N_ITEMS)), expected, rtol=1e-4)
+            assert set(top(opened, user)) == set(np.flatnonzero(expected))
+
+    def test_finds_an_item_that_nobody_took_by_the_company_of_its_likes(self):
+        # 1 is taken after 0; 2 is new and its text is like that of 1.
+        company = NeighbourSource(sp.csr_matrix(np.float32([[0, 1, 0], [0, 0, 0], [0, 0, 0]])), np.arange(3), 3, 1.0)
+        alike = sp.csr_matrix(np.float32([[0, 0, 0], [0, 0, 1], [0, 0, 0]]))
+        source = LookalikeSource(company, np.arange(3), alike)
+        assert top(source.open(Block(histories_of([[0]]), np.zeros(3, dtype=np.bool_), True), 5)) == [2]
 
 
 class TestSimilarSource:
