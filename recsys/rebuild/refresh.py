@@ -26,7 +26,7 @@ from recsys.errors import BundleCorrupt, InvalidData, PublishRefused
 from recsys.fitted import Fitted
 from recsys.pipeline import to_events
 from recsys.schema import Tables
-from recsys.snapshot import Snapshot, take_snapshot
+from recsys.snapshot import candidate_frame, gather_people, take_snapshot
 from recsys.splits import end_of
 from recsys.towers import Towers, configured_index, item_space
 
@@ -111,7 +111,6 @@ def refresh(
         repeats=not parent.hide_seen, clock=parent.window_kind == "last", weights=parent.weights,
         known_behaviour=_known_behaviour(parent, catalogue, events),
     )  # fmt: skip
-    _same_features(parent, snapshot)
     old = parent.catalogue
     added = int((old.rows_of(tables.items["item_id"]) < 0).sum())
     counts = Counts(
@@ -123,6 +122,7 @@ def refresh(
         parent, catalogue=catalogue, events=events, users=tables.users, towers=towers, snapshot=snapshot,
         as_of=moment.timestamp(), notes=_notes(parent.notes, moment),
     )  # fmt: skip
+    _same_features(fitted, config)
     return Refreshed(fitted, counts)
 
 
@@ -145,7 +145,8 @@ def check_parts(fitted: Fitted, encoder: object) -> None:
         ("searchable", towers.searchable.shape, (items,)),
         ("index", towers.index.size, items),
         ("text_neighbours", towers.text_neighbours.shape, (texts, texts)),
-        ("item_tower", towers.item_tower.state_dict()["residuals.weight"].shape[0], items),
+        ("item_tower", towers.item_tower.n_items, items),
+        *((name, matrix.shape, (items, items)) for name, matrix in fitted.snapshot.behaviour.items()),
     ):
         if found != wanted:
             raise BundleCorrupt(f"the live version's {part} is {found}, its other parts need {wanted}; roll it back.")
@@ -183,16 +184,20 @@ def _same_columns(old: pl.DataFrame, new: pl.DataFrame, table: str) -> None:
             )  # fmt: skip
 
 
-def _same_features(parent: Fitted, snapshot: Snapshot) -> None:
-    """What the ranker and the heads were fitted on must still be there."""
-    if parent.ranker is None and parent.new_ranker is None and parent.probabilities is None:
-        return
-    sources = [name for name in parent.snapshot.retriever.sources if name not in snapshot.retriever.sources]
-    columns = [name for name in parent.snapshot.statistics.columns if name not in snapshot.statistics.columns]
-    if sources or columns:
+def _same_features(made: Fitted, config: RecommenderConfig) -> None:
+    """What the ranker and the heads read must still be there; the interest model and its scores are carried over."""
+    models = (made.ranker, made.new_ranker, *(made.probabilities.heads.values() if made.probabilities else ()))
+    nobody = gather_people(made.events.clear(), made.events["user_id"].clear(), made.as_of, made.user_numbers)
+    there = candidate_frame(
+        nobody, made.snapshot, None, made.catalogue, config, blocked=~made.catalogue.available, hide_seen=True
+    ).columns
+    read = {name: None for model in models if model is not None for name in model.features}
+    lost = [name for name in read if name not in there and not name.startswith("interest_")]
+    if lost:
+        sources = dict.fromkeys(name.removesuffix("_score").removesuffix("_rank") for name in lost)
         raise InvalidData(
             table="interactions" if "ease" in sources else "items",
-            rule=f"leave nothing to compute {', '.join([*sources, *columns])} from, which the model was fitted with",
+            rule=f"leave nothing to compute {', '.join(sources)} from, which the model was fitted with",
             remedy="give the tables as at the fit, or fit again",
         )  # fmt: skip
 
