@@ -268,11 +268,12 @@ def _build(
             facts = write_fitted(made.fitted, config_from_dict(state["config"]), staging)
             metadata = {**facts, "inputs": inputs, "parent": current.version, "counts": counts}
             seal_bundle(staging, metadata)
-        people = golden_users(made.fitted, config.gates)
-        asked = pool.submit(lists_from, reader, staging, people, config.gates.k, seconds=config.gates.reopen_seconds)
-        with clock.step("gates"):  # while the other process opens the folder
-            lists = golden_lists(made.fitted, settings, config.gates)
-            results = judge(made.fitted, parent, lists, tables, settings, config.gates, device)
+        with clock.step("gates"):
+            people, limits = golden_users(made.fitted, config.gates), config.gates
+            # The other process opens the folder meanwhile.
+            asked = pool.submit(lists_from, reader, staging, people, limits.k, seconds=limits.reopen_seconds)
+            lists = golden_lists(made.fitted, settings, limits)
+            results = judge(made.fitted, parent, lists, tables, settings, limits, device)
         with clock.step("reopen"):
             results.append(reopened(lists, asked, people))
     with clock.step("publish"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from recsys.errors import BundleCorrupt, InvalidData, PublishRefused
 from recsys.fitted import Fitted
 from recsys.pipeline import to_events
 from recsys.schema import Tables
-from recsys.snapshot import candidate_frame, gather_people, take_snapshot
+from recsys.snapshot import candidate_frame, gather_people, places_of, take_snapshot
 from recsys.splits import end_of
 from recsys.towers import Towers, configured_index, item_space
 
@@ -138,6 +139,7 @@ def check_parts(fitted: Fitted, encoder: object) -> None:
     """
     towers, catalogue = fitted.towers, fitted.catalogue
     texts, items = len(catalogue.texts), len(catalogue)
+    rows, last = (fitted.events[name].max() for name in ("item_row", "seconds"))
     for part, found, wanted in (
         ("encoder", towers.encoder.fingerprint(), encoder),
         ("text_vectors", towers.text_vectors.shape, (texts, towers.encoder.dim)),
@@ -146,6 +148,8 @@ def check_parts(fitted: Fitted, encoder: object) -> None:
         ("index", towers.index.size, items),
         ("text_neighbours", towers.text_neighbours.shape, (texts, texts)),
         ("item_tower", towers.item_tower.n_items, items),
+        ("histories", max(items, cast(int, rows) + 1), items),
+        ("as_of", fitted.as_of, max(fitted.as_of, cast(float, last))),
         *((name, matrix.shape, (items, items)) for name, matrix in fitted.snapshot.behaviour.items()),
     ):
         if found != wanted:
@@ -283,8 +287,8 @@ def _text_neighbours(read: Fitted, catalogue: Catalogue, config: RecommenderConf
 
 def _places(read: Fitted, texts: Sequence[str]) -> Rows:
     """The row that each text has there, int64 (n,); -1 where it is unknown."""
-    places = {text: row for row, text in enumerate(read.catalogue.texts)}
-    return np.fromiter((places.get(text, -1) for text in texts), np.int64, len(texts))
+    known, wanted = (pl.Series("text", values, dtype=pl.String) for values in (read.catalogue.texts, texts))
+    return places_of(known, wanted)
 
 
 def carried_items(
@@ -304,19 +308,20 @@ def carried_items(
 
 
 def renumbered(tower: ItemTower, rows: Rows) -> ItemTower:
-    """The tower for another catalogue.
+    """The tower for another catalogue; the same one where every item keeps its row.
 
     Args:
         tower: as learnt; it is not changed.
         rows: int64 (n,), the row that each item had, -1 for one that is new.
     """
+    if np.array_equal(rows, np.arange(tower.n_items)):
+        return tower
     state = dict(tower.state_dict())
     weight = state["residuals.weight"]
     known = torch.from_numpy(rows >= 0)
     moved = torch.zeros((len(rows), weight.shape[1]), dtype=weight.dtype)
     moved[known] = weight.cpu()[torch.from_numpy(rows[rows >= 0])]
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-        made = ItemTower(tower.config, text_dim=tower.text_dim, n_words=tower.n_words, n_items=len(rows))
+    made = ItemTower.blank(tower.config, text_dim=tower.text_dim, n_words=tower.n_words, n_items=len(rows))
     made.load_state_dict({**state, "residuals.weight": moved})
     return made.to(weight.device).eval()
 
