@@ -89,6 +89,13 @@ class ItemTower(nn.Module):
         nn.init.zeros_(self.residuals.weight)
         nn.init.zeros_(self.words.weight)
 
+    @classmethod
+    def blank(cls, config: ItemTowerConfig, *, text_dim: int, n_words: int, n_items: int) -> Self:
+        """A tower whose weights hold anything until `load_state_dict` sets them: none is drawn."""
+        with torch.device("meta"):
+            made = cls(config, text_dim=text_dim, n_words=n_words, n_items=n_items)
+        return made.to_empty(device="cpu")
+
     def start(self, features: ItemFeatures, behaviour: sp.csr_matrix, *, seed: int) -> None:
         """Set the weights to what is known without training: text in the first half, behaviour in the second.
 
@@ -185,8 +192,7 @@ class ItemTower(nn.Module):
         """Read what `save` wrote."""
         shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         sizes = {name: shape.pop(name) for name in ("text_dim", "n_words", "n_items")}
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-            tower = cls(ItemTowerConfig(**shape), **sizes)
+        tower = cls.blank(ItemTowerConfig(**shape), **sizes)
         tower.load_state_dict(load_file(folder / "model.safetensors"))
         return tower.to(device).eval()
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import TfidfTransformer
 
 from indexing.sparse import keep_largest, rows_of
 
@@ -69,16 +69,32 @@ def tokenize(text: str) -> list[str]:
 
 def tokenize_all(texts: Sequence[str]) -> list[list[str]]:
     """`tokenize` of every text, several times as fast where words are spaced."""
+    tokens: list[list[str]] = _token_lists(texts).to_list()
+    return tokens
+
+
+def count_tokens(texts: Sequence[str]) -> tuple[sp.csr_matrix, pl.Series]:
+    """How often each token stands in each text, float32 CSR (n_texts, n_tokens), and the tokens, ascending."""
+    numbered = pl.DataFrame({"text": pl.int_range(len(texts), eager=True), "token": _token_lists(texts)})
+    said = numbered.explode("token").drop_nulls()
+    tokens = said["token"].unique().sort()
+    places = (said["text"].to_numpy(), said["token"].cast(pl.Enum(tokens)).to_physical().to_numpy())
+    counts = sp.csr_matrix((np.ones(said.height, dtype=np.float32), places), shape=(len(texts), len(tokens)))
+    counts.sum_duplicates()
+    return counts, tokens
+
+
+def _token_lists(texts: Sequence[str]) -> pl.Series:
+    """Lists of tokens, in their order."""
     column = pl.Series(texts, dtype=pl.String)
-    tokens: list[list[str]] = column.str.to_lowercase().str.extract_all(WORD).to_list()
-    for row in column.str.contains(f"[{UNSPACED}]").arg_true():
-        tokens[row] = tokenize(texts[row])
-    return tokens
-
-
-def itself(tokens: list[str]) -> list[str]:
-    """What `tokenize_all` returned needs no further analysis."""
-    return tokens
+    tokens = column.str.to_lowercase().str.extract_all(WORD)
+    unspaced = column.str.contains(f"[{UNSPACED}]").arg_true()
+    if unspaced.is_empty():
+        return tokens
+    lists = tokens.to_list()
+    for row in unspaced:
+        lists[row] = tokenize(texts[row])
+    return pl.Series(lists, dtype=pl.List(pl.String))
 
 
 def text_neighbours(texts: Sequence[str], config: LexicalConfig) -> sp.csr_matrix:
@@ -120,13 +136,14 @@ def renewed_neighbours(
     """
     full, new = config.n_neighbours + 1, places < 0
     vectors, kept = _vectors(texts, config), _carried(old, places)
+    transposed = vectors.T.tocsr()
     had = np.where(new, 0, np.diff(old.indptr)[np.maximum(places, 0)])
     left = np.diff(kept.indptr)
     anew = new | ((left < had) & (left < WORN * full))
     border = np.where(anew, np.inf, _lowest(kept, full)).astype(np.float32)
     parts = [_only(kept, ~anew)]
     for rows in _blocks(np.flatnonzero(anew), len(texts)):
-        similar = sp.csr_matrix(vectors[rows] @ vectors.T.tocsr())
+        similar = sp.csr_matrix(vectors[rows] @ transposed)
         parts.append(_seen_from_others(similar, rows, new, border))
         parts.append(_placed(keep_largest(similar, full), rows))
     row, column, value = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -136,11 +153,11 @@ def renewed_neighbours(
 def _vectors(texts: Sequence[str], config: LexicalConfig) -> sp.csr_matrix:
     """Unit TF-IDF rows, float32 CSR (n_texts, n_tokens); of no tokens where no text has a usable one."""
     max_share = config.max_share if len(texts) >= 50 else 1.0  # a share says nothing about a handful of texts
-    vectorizer = TfidfVectorizer(analyzer=itself, max_df=max_share, sublinear_tf=True, dtype=np.float32)
-    try:
-        return sp.csr_matrix(vectorizer.fit_transform(tokenize_all(texts)))
-    except ValueError:  # scikit-learn's only signal for an empty vocabulary
+    counts, _ = count_tokens(texts)
+    usable = np.bincount(counts.indices, minlength=counts.shape[1]) <= max_share * len(texts)
+    if not usable.any():
         return sp.csr_matrix((len(texts), 0), dtype=np.float32)
+    return sp.csr_matrix(TfidfTransformer(sublinear_tf=True).fit_transform(counts[:, usable]))
 
 
 def _blocks(rows: npt.NDArray[np.int64], n_texts: int) -> list[npt.NDArray[np.int64]]:

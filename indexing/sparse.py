@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
 ENTRIES_PER_BLOCK = 5_000_000  # bounds what `keep_largest` holds besides its result
+ROWS_AT_ONCE = 10_000  # bounds what `_borders` holds
 
 
 def place_in_runs(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -32,15 +33,27 @@ def largest(matrix: sp.csr_matrix, k: int) -> npt.NDArray[np.int64]:
 
     Columns must be sorted in each row.
     """
-    border = np.full(matrix.shape[0], -np.inf, dtype=np.float32)
-    for row in np.flatnonzero(np.diff(matrix.indptr) > k):
-        scores = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
-        border[row] = np.partition(scores, len(scores) - k)[len(scores) - k]
     rows = rows_of(matrix)
-    positions = np.flatnonzero(matrix.data >= border[rows])
+    positions = np.flatnonzero(matrix.data >= _borders(matrix, k)[rows])
     rows = rows[positions]
     order = np.lexsort((-matrix.data[positions], rows))  # stable, so columns stay in order
     return np.asarray(positions[order[place_in_runs(rows[order]) < k]], dtype=np.int64)
+
+
+def _borders(matrix: sp.csr_matrix, k: int) -> npt.NDArray[np.float32]:
+    """The `k`-th largest entry of each row, float32 (n_rows,); minus infinity where there are no more than `k`."""
+    lengths = np.diff(matrix.indptr)
+    border = np.full(matrix.shape[0], -np.inf, dtype=np.float32)
+    few = np.flatnonzero((lengths > k) & (lengths <= 2 * k))
+    for rows in np.split(few, range(ROWS_AT_ONCE, len(few), ROWS_AT_ONCE)):
+        columns = np.arange(lengths[rows].max(initial=k))
+        places = np.minimum(matrix.indptr[rows, None] + columns, len(matrix.data) - 1)
+        filled = np.where(columns < lengths[rows, None], matrix.data[places], -np.inf)
+        border[rows] = -np.partition(-filled, k - 1, axis=1)[:, k - 1]
+    for row in np.flatnonzero(lengths > 2 * k):
+        scores = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
+        border[row] = np.partition(scores, len(scores) - k)[len(scores) - k]
+    return border
 
 
 def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
@@ -53,11 +66,16 @@ def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
 
 
 def _keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
+    """Like `largest`, but without putting the entries of a row in order."""
     matrix.sort_indices()
-    positions = np.sort(largest(matrix, k))
-    indptr = np.searchsorted(positions, matrix.indptr)
-    kept = (matrix.data[positions].astype(np.float32), matrix.indices[positions], indptr)
-    return sp.csr_matrix(kept, shape=matrix.shape)
+    border = _borders(matrix, k)[rows_of(matrix)]
+    kept = matrix.data >= border
+    tied = np.flatnonzero(matrix.data == border)
+    owner = rows_of(matrix)[tied]
+    above = np.bincount(rows_of(matrix)[matrix.data > border], minlength=matrix.shape[0])
+    kept[tied[place_in_runs(owner) >= k - above[owner]]] = False
+    indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
+    return sp.csr_matrix((matrix.data[kept].astype(np.float32), matrix.indices[kept], indptr), shape=matrix.shape)
 
 
 def stored_keys(matrix: sp.csr_matrix) -> npt.NDArray[np.int64]:

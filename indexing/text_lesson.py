@@ -19,7 +19,8 @@ from indexing.augmentation import add_adversarial_gradients, augment
 from indexing.contrastive import ContrastiveConfig, plan
 from indexing.encoder import BiEncoder
 from indexing.item_tower import factors_of
-from indexing.training import Lesson, TrainingConfig, train
+from indexing.training import Lesson, train
+from indexing.training_config import TrainingConfig
 from indexing.tuning_scope import Tuning, TuningConfig, with_scope
 
 HEAD_DIM = 128

@@ -16,7 +16,8 @@ from torch import Tensor
 from indexing.contrastive import MASKED, ContrastiveConfig, plan, softmax_loss
 from indexing.history import Histories, HistoryEncoder, gap_buckets
 from indexing.item_tower import ItemFeatures, ItemTower, TowerInput
-from indexing.training import Lesson, TrainingConfig, train
+from indexing.training import Lesson, train
+from indexing.training_config import TrainingConfig
 
 VALIDATION_USERS_SHARE = 0.1
 FEWEST_EVENTS = 3  # of a user whose newest event may be set aside

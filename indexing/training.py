@@ -1,6 +1,7 @@
 """How a model is trained: PyTorch Lightning for device, precision, time limit, early stopping, logs and checkpoints.
 
-Owns the settings and one call of Lightning's trainer. What is learnt from what is `indexing/contrastive.py`.
+Owns one call of Lightning's trainer; the settings are `training_config.py`'s. What is learnt from what is
+`indexing/contrastive.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -24,45 +24,9 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from indexing.training_config import TrainingConfig
+
 CHECKPOINT = "last.ckpt"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingConfig:
-    """How Lightning runs the training of the towers.
-
-    Attributes:
-        precision: "auto" is bf16 where the device computes it natively; weights stay float32.
-        patience: checks of the validation loss without a new best one after which training stops; 0 never stops.
-        checks: how often the validation loss is measured in a training.
-        n_devices: GPUs to train on; more than one only from a script, since Lightning starts it once for each.
-        strategy: Lightning's name of how several GPUs share the work.
-        log_folder: folder for logs, or None for none.
-        logger: who writes them; "wandb" and "mlflow" must be installed.
-        checkpoint_folder: where a training leaves checkpoints and resumes from, or None. They are for resuming only
-            and are read without unpickling anything but tensors.
-        checkpoint_every: steps between two checkpoints.
-    """
-
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    patience: int = 3
-    checks: int = 10
-    n_devices: int = 1
-    strategy: str = "auto"
-    log_folder: str | None = None
-    logger: Literal["tensorboard", "csv", "wandb", "mlflow"] = "tensorboard"
-    checkpoint_folder: str | None = None
-    checkpoint_every: int = 100
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f'training: precision={self.precision!r} must be "auto", "fp32" or "bf16"')
-        if self.logger not in ("tensorboard", "csv", "wandb", "mlflow"):
-            raise ValueError(f'training: logger={self.logger!r} must be "tensorboard", "csv", "wandb" or "mlflow"')
-        if self.patience < 0 or min(self.checks, self.n_devices, self.checkpoint_every) < 1:
-            raise ValueError(
-                f"training: patience must be 0 or more, checks, n_devices and checkpoint_every 1 or more, got {self}"
-            )
 
 
 class Batches(Dataset[NDArray[np.int64]]):

@@ -13,9 +13,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import TfidfTransformer, TfidfVectorizer
 
-from indexing.lexical import itself, tokenize_all
+from indexing.lexical import count_tokens, tokenize_all
+from indexing.sparse import rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Words:
     @classmethod
     def fit(cls, texts: Sequence[str], *, max_words: int) -> Self:
         """The most frequent words of distinct texts that stand in at least two of them; perhaps none."""
-        vectorizer = TfidfVectorizer(analyzer=itself, min_df=min(2, len(texts)), max_features=max_words or None)
+        vectorizer = TfidfVectorizer(analyzer=_itself, min_df=min(2, len(texts)), max_features=max_words or None)
         try:
             vectorizer.fit(tokenize_all(texts) if max_words else [])
         except ValueError:  # scikit-learn's only signal for an empty vocabulary
@@ -51,11 +52,19 @@ class Words:
 
         Source: Salton and Buckley 1988, "Term-weighting approaches in automatic text retrieval".
         """
-        if not self.vocabulary:
-            return sp.csr_matrix((len(texts), 0), dtype=np.float32)
-        vectorizer = TfidfVectorizer(analyzer=itself, vocabulary=self.vocabulary, sublinear_tf=True, dtype=np.float32)
-        vectorizer.idf_ = self.idf
-        return sp.csr_matrix(vectorizer.transform(tokenize_all(texts)))
+        if not (self.vocabulary and len(texts)):
+            return sp.csr_matrix((len(texts), len(self)), dtype=np.float32)
+        counts, tokens = count_tokens(texts)
+        places = np.fromiter((self.vocabulary.get(token, -1) for token in tokens), np.int64, len(tokens))[
+            counts.indices
+        ]
+        known = places >= 0
+        entries = (counts.data[known], (rows_of(counts)[known], places[known]))
+        bags = sp.csr_matrix(entries, shape=(len(texts), len(self)))
+        bags.sort_indices()
+        weights = TfidfTransformer(sublinear_tf=True)
+        weights.idf_ = self.idf
+        return sp.csr_matrix(weights.transform(bags))
 
     def save(self, folder: Path) -> None:
         """Write `words.json` into `folder`."""
@@ -68,3 +77,8 @@ class Words:
         """Read what `save` wrote."""
         content = json.loads((folder / "words.json").read_text(encoding="utf-8"))
         return cls({word: row for row, word in enumerate(content["words"])}, np.array(content["idf"], dtype=np.float32))
+
+
+def _itself(tokens: list[str]) -> list[str]:
+    """What `tokenize_all` returned needs no further analysis."""
+    return tokens

@@ -14,11 +14,13 @@ import platform
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from recsys.errors import BundleCorrupt, BundleIncompatible, BundleNotFound, PublishRefused
 
@@ -36,6 +38,9 @@ LIBRARIES = (
     "numpy",
 )
 MAX_FILES = 100_000
+READERS = 4  # files hashed or flushed at once, for which Python lets other threads go on
+In = TypeVar("In")
+Out = TypeVar("Out")
 REMEDY = "restore the bundle from a copy or build it again"
 
 
@@ -108,8 +113,8 @@ def open_bundle(folder: Path) -> Manifest:
     manifest = _parse(folder)
     found = {path.relative_to(folder).as_posix(): path for path in _entries(folder)}
     found.pop(MANIFEST, None)
-    for name in sorted(manifest.files.keys() | found.keys()):
-        fault = _fault(found.get(name), manifest.files.get(name))
+    names = sorted(manifest.files.keys() | found.keys())
+    for name, fault in _each(lambda name: _fault(found.get(name), manifest.files.get(name)), names):
         if fault:
             raise BundleCorrupt(f"{folder}: {name} {fault}; {REMEDY}.")
     return manifest
@@ -126,7 +131,9 @@ def seal_bundle(folder: Path, metadata: dict[str, Any]) -> Manifest:
         PublishRefused: There is something that cannot be sealed.
         OSError: A file cannot be read or written.
     """
-    files = {path.relative_to(folder).as_posix(): _seal_file(folder, path) for path in _entries(folder)}
+    files = {
+        path.relative_to(folder).as_posix(): seal for path, seal in _each(partial(_seal_file, folder), _entries(folder))
+    }
     if MANIFEST in files:
         raise PublishRefused(f"{MANIFEST} is written by the seal; name the file of the bundle otherwise.")
     if fault := _collection_fault(files):
@@ -239,6 +246,13 @@ def _swap(staging: Path, folder: Path) -> None:
     sync(folder.parent)
     # The new bundle is in place: an old one that cannot be removed costs space and is no reason to fail.
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _each(ask: Callable[[In], Out], about: Iterable[In]) -> list[tuple[In, Out]]:
+    """Questions and answers in their order, `READERS` at a time."""
+    asked = list(about)
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(zip(asked, pool.map(ask, asked), strict=True))
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -24,7 +24,7 @@ class Catalogue:
 
     Attributes:
         items: canonical items table.
-        texts: distinct item texts, n_texts.
+        texts: distinct item texts, ascending, n_texts.
         text_rows: int64 (n_items,), which text each item has.
         groups: `item_row`, `category`, `text` and further group keys `of_*`, Int32, one row an item.
         numbers: `item_row` and Float32 columns `item__*` made from numeric and boolean columns.

@@ -17,7 +17,7 @@ from indexing.index import IndexConfig
 from indexing.item_tower import ItemTowerConfig
 from indexing.lexical import LexicalConfig
 from indexing.retriever import RetrieverConfig
-from indexing.training import TrainingConfig
+from indexing.training_config import TrainingConfig
 from indexing.tuning_scope import TuningConfig
 from indexing.warm_up import WarmUpConfig
 from ranking.features import FeatureConfig

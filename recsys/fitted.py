@@ -26,7 +26,7 @@ from recsys.catalogue import Catalogue, user_numbers
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import BundleIncompatible, InvalidConfig
 from recsys.prediction import Probabilities
-from recsys.snapshot import Snapshot, Timelines, take_snapshot
+from recsys.snapshot import Snapshot, Timelines
 from recsys.towers import Towers
 
 STATE = "state.json"
@@ -139,7 +139,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, device: str) -> Fitted:
-    """Read what `write_fitted` wrote; the sources are built anew from the stored interactions."""
+    """Read what `write_fitted` wrote; the sources are made from the stored interactions when they are first asked."""
     catalogue = Catalogue.of(pl.read_parquet(folder / "items.parquet"), ignore_columns=config.ignore_columns)
     events = pl.read_parquet(folder / "histories.parquet")
     users = pl.read_parquet(folder / "users.parquet") if (folder / "users.parquet").exists() else None
@@ -160,17 +160,11 @@ def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, 
     )
     has_heads = (folder / HEADS).exists()
     facts = {name: state[name] for name in ("window_kind", "as_of", "hide_seen", "weights")}
-    snapshot = take_snapshot(
-        events,
-        facts["as_of"],
-        towers,
-        catalogue,
-        config,
-        repeats=not facts["hide_seen"],
-        clock=facts["window_kind"] == "last",
-        weights=facts["weights"],
-        known_behaviour={path.stem: load_csr(path) for path in _behaviour_files(folder)},
-    )
+    snapshot = Snapshot(
+        events=events, moment=facts["as_of"], towers=towers, catalogue=catalogue, config=config,
+        behaviour={path.stem: load_csr(path) for path in _behaviour_files(folder)},
+        repeats=not facts["hide_seen"], clock=facts["window_kind"] == "last", weights=facts["weights"],
+    )  # fmt: skip
     return Fitted(
         catalogue=catalogue,
         events=events,

@@ -369,7 +369,9 @@ class Recommender:
         open_bundle(Path(folder))
         state = read_state(Path(folder))
         recommender = cls(config_from_dict(state["config"]))
-        recommender._fitted = read_fitted(Path(folder), state, recommender.config, resolved)
+        fitted = read_fitted(Path(folder), state, recommender.config, resolved)
+        fitted.snapshot.ready()
+        recommender._fitted = fitted
         return recommender
 
     @property

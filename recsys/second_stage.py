@@ -59,7 +59,7 @@ class LabelWindow:
 
     def weighted(self, weights: Mapping[str, float]) -> LabelWindow:
         """The same with other worths of the sources in the blend."""
-        return replace(self, snapshot=replace(self.snapshot, retriever=self.snapshot.retriever.weighted(weights)))
+        return replace(self, snapshot=self.snapshot.weighted(weights))
 
 
 @dataclass(frozen=True, slots=True)

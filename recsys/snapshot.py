@@ -6,9 +6,9 @@ so that a feature or a score means the same in both. Fitting models is `recsys/p
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -153,23 +153,101 @@ def gather_people(
     return Timelines.of(mine).people(user_ids, moments, numbers)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What is known about the items at a moment.
+    """What is known about the items at a moment. Sources, statistics and spaces are made when first asked for.
 
     Attributes:
-        retriever: the sources.
-        statistics: behavioural features of every item.
+        events: `user_id`, `item_row`, `seconds`, `event_row`, in order of time.
+        moment: Unix seconds, later than every event.
+        towers: trained before.
+        catalogue: the items.
+        config: depths, windows, neighbours.
         behaviour: item neighbours learnt from behaviour, float32 CSR (n_items, n_items): "covisitation", "ease".
-        spaces: what candidates are compared with histories by.
-        kinds: names of the kinds of events, by `event_row`.
+        repeats: whether the user's own items are a source.
+        clock: whether users have moments of their own, so that hour and weekday say something about them.
+        weights: of the sources in the blend.
     """
 
-    retriever: Retriever
-    statistics: pl.DataFrame
+    events: pl.DataFrame
+    moment: float
+    towers: Towers
+    catalogue: Catalogue
+    config: RecommenderConfig
     behaviour: Mapping[str, sp.csr_matrix]
-    spaces: Mapping[str, Space]
-    kinds: tuple[str, ...]
+    repeats: bool
+    clock: bool = False
+    weights: Mapping[str, float] | None = None
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        """The sources."""
+        towers = self.towers
+        return build_retriever(
+            self.config.retriever, encoder=towers.history_encoder, item_vectors=towers.item_vectors,
+            index=towers.index, searchable=towers.searchable, neighbours=self._neighbour_sources(),
+            rows=self.events["item_row"].to_numpy(), weights=self.weights,
+        )  # fmt: skip
+
+    @cached_property
+    def statistics(self) -> pl.DataFrame:
+        """Behavioural features of every item."""
+        return item_table(self.events, self.moment, self.catalogue, self.config, kinds=self.kinds, clock=self.clock)
+
+    @cached_property
+    def spaces(self) -> dict[str, Space]:
+        """What candidates are compared with histories by."""
+        towers, catalogue, every = self.towers, self.catalogue, np.arange(len(self.catalogue))
+        spaces: dict[str, Space] = {
+            "vector": VectorSpace(towers.item_vectors, np.where(towers.searchable, every, -1)),
+            "text": VectorSpace(towers.text_vectors, np.where(catalogue.has_text, catalogue.text_rows, -1)),
+        }
+        if "covisitation" in self.behaviour:
+            spaces["covisitation"] = NeighbourSpace(self.behaviour["covisitation"])
+        return spaces
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the kinds of events, by `event_row`."""
+        return self.towers.event_kinds if len(self.towers.event_kinds) <= MAX_KINDS else ()
+
+    def ready(self) -> Self:
+        """The same, with all of it made, so that no request waits."""
+        _ = self.retriever, self.statistics, self.spaces
+        return self
+
+    def weighted(self, weights: Mapping[str, float]) -> Self:
+        """The same with other worths of the sources in the blend; what is made stays made."""
+        made = replace(self, weights=weights)
+        vars(made).update({**vars(self), "weights": weights, "retriever": self.retriever.weighted(weights)})
+        return made
+
+    def _neighbour_sources(self) -> dict[str, Source]:
+        """From behaviour, words, categories where there are several and, where repeats are common, the user's own."""
+        catalogue, depth, rows = self.catalogue, self.config.retriever, self.events["item_row"].to_numpy()
+        n_items = len(catalogue)
+        popularity = np.bincount(rows, minlength=n_items).astype(np.float32)
+        words = lexical_neighbours(self.towers.text_neighbours, catalogue.text_rows, popularity, self.config.lexical)
+        groups = catalogue.groups["category"].to_numpy().astype(np.int64)
+        identity, power, lasting = np.arange(n_items), depth.history_power, depth.lasting_power
+        powers = {"covisitation": power, "ease": lasting}
+        sources: dict[str, Source] = {
+            name: NeighbourSource(matrix, identity, depth.neighbour_length, powers[name])
+            for name, matrix in self.behaviour.items()
+        }
+        sources["lexical"] = NeighbourSource(words, catalogue.text_rows, depth.lexical_length, power)
+        if depth.lookalike and "covisitation" in self.behaviour:
+            company = NeighbourSource(self.behaviour["covisitation"], identity, depth.lexical_length, power)
+            alike = lookalikes(self.towers.text_neighbours, catalogue.text_rows, popularity, self.config.lexical)
+            sources["lookalike"] = LookalikeSource(company, catalogue.text_rows, alike)
+        if depth.category and len(np.unique(groups)) > 1:
+            recent = recent_counts(rows, n_items, depth.recent_share)
+            trending = group_neighbours(groups, recent, per_group=depth.category)
+            sources["category"] = NeighbourSource(trending, groups, depth.history_length, lasting)
+        if self.repeats:
+            itself = sp.eye_array(n_items, dtype=np.float32, format="csr")
+            sources["repeat"] = NeighbourSource(itself, identity, depth.history_length, power)
+        return sources
 
 
 def take_snapshot(
@@ -185,38 +263,20 @@ def take_snapshot(
     covisited: sp.csr_matrix | None = None,
     known_behaviour: Mapping[str, sp.csr_matrix] | None = None,
 ) -> Snapshot:
-    """Build the sources and the item statistics from all interactions before the moment.
+    """Learn from all interactions before the moment, and make sources and item statistics ready.
 
     Args:
-        events: `user_id`, `item_row`, `seconds`, in order of time.
-        moment: Unix seconds, later than every event.
-        towers: trained before.
-        catalogue: the items.
-        config: depths, windows, neighbours.
-        repeats: whether the user's own items are a source.
-        clock: whether users have moments of their own, so that hour and weekday say something about them.
-        weights: of the sources in the blend.
+        events, moment, towers, catalogue, config, repeats, clock, weights: as for `Snapshot`.
         covisited: the co-visitation of the same events, where it is there already.
         known_behaviour: the matrices of the same events, where they were stored.
     """
     behaviour = known_behaviour
     if behaviour is None:
         behaviour = learn_behaviour(events, catalogue, config, covisited)
-    rows = events["item_row"].to_numpy()
-    neighbours = _neighbour_sources(behaviour, rows, towers, catalogue, config, repeats=repeats)
-    retriever = build_retriever(
-        config.retriever,
-        encoder=towers.history_encoder,
-        item_vectors=towers.item_vectors,
-        index=towers.index,
-        searchable=towers.searchable,
-        neighbours=neighbours,
-        rows=rows,
-        weights=weights,
-    )
-    kinds = towers.event_kinds if len(towers.event_kinds) <= MAX_KINDS else ()
-    statistics = item_table(events, moment, catalogue, config, kinds=kinds, clock=clock)
-    return Snapshot(retriever, statistics, behaviour, _spaces(behaviour, towers, catalogue), kinds)
+    return Snapshot(
+        events=events, moment=moment, towers=towers, catalogue=catalogue, config=config, behaviour=behaviour,
+        repeats=repeats, clock=clock, weights=weights,
+    ).ready()  # fmt: skip
 
 
 def item_table(
@@ -237,18 +297,6 @@ def item_table(
         age = ((moment - created.dt.epoch("us") / 1e6) / DAY).cast(pl.Float32)
         numbers = numbers.with_columns(pl.select(item_age_days=pl.when(age >= 0).then(age)).to_series())
     return pl.concat([counted, numbers], how="horizontal")
-
-
-def _spaces(behaviour: Mapping[str, sp.csr_matrix], towers: Towers, catalogue: Catalogue) -> dict[str, Space]:
-    """Item vectors, text vectors and, where it is learnt, covisitation."""
-    every = np.arange(len(catalogue))
-    spaces: dict[str, Space] = {
-        "vector": VectorSpace(towers.item_vectors, np.where(towers.searchable, every, -1)),
-        "text": VectorSpace(towers.text_vectors, np.where(catalogue.has_text, catalogue.text_rows, -1)),
-    }
-    if "covisitation" in behaviour:
-        spaces["covisitation"] = NeighbourSpace(behaviour["covisitation"])
-    return spaces
 
 
 def learn_behaviour(
@@ -351,38 +399,3 @@ def history_texts(people: People, catalogue: Catalogue, *, newest: int = 20) -> 
     titles = catalogue.items["title"]
     histories = people.histories
     return [history_text(titles.gather(histories.of(user)[-newest:][::-1]).to_list()) for user in range(len(people))]
-
-
-def _neighbour_sources(
-    behaviour: Mapping[str, sp.csr_matrix],
-    rows: npt.NDArray[np.int32],
-    towers: Towers,
-    catalogue: Catalogue,
-    config: RecommenderConfig,
-    *,
-    repeats: bool,
-) -> dict[str, Source]:
-    """From behaviour, words, categories where there are several and, where repeats are common, the user's own items."""
-    n_items, depth = len(catalogue), config.retriever
-    popularity = np.bincount(rows, minlength=n_items).astype(np.float32)
-    words = lexical_neighbours(towers.text_neighbours, catalogue.text_rows, popularity, config.lexical)
-    groups = catalogue.groups["category"].to_numpy().astype(np.int64)
-    identity, power, lasting = np.arange(n_items), depth.history_power, depth.lasting_power
-    powers = {"covisitation": power, "ease": lasting}
-    sources: dict[str, Source] = {
-        name: NeighbourSource(matrix, identity, depth.neighbour_length, powers[name])
-        for name, matrix in behaviour.items()
-    }
-    sources["lexical"] = NeighbourSource(words, catalogue.text_rows, depth.lexical_length, power)
-    if depth.lookalike and "covisitation" in behaviour:
-        company = NeighbourSource(behaviour["covisitation"], identity, depth.lexical_length, power)
-        alike = lookalikes(towers.text_neighbours, catalogue.text_rows, popularity, config.lexical)
-        sources["lookalike"] = LookalikeSource(company, catalogue.text_rows, alike)
-    if depth.category and len(np.unique(groups)) > 1:
-        recent = recent_counts(rows, n_items, depth.recent_share)
-        trending = group_neighbours(groups, recent, per_group=depth.category)
-        sources["category"] = NeighbourSource(trending, groups, depth.history_length, lasting)
-    if repeats:
-        itself = sp.eye_array(n_items, dtype=np.float32, format="csr")
-        sources["repeat"] = NeighbourSource(itself, identity, depth.history_length, power)
-    return sources

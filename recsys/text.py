@@ -12,6 +12,9 @@ import polars as pl
 DESCRIPTION_CHARS = 200
 """How much of a description enters an item's text: titles and categories must not drown."""
 
+CLEAN = r"^(?:[!-~]+(?: [!-~]+)*)?$"
+"""What `clean` leaves as it is: visible ASCII and single spaces, a pattern of polars."""
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -58,18 +61,17 @@ def item_texts(items: pl.DataFrame, *, max_chars: int = 400) -> list[str]:
         description=pl.col("description").str.head(DESCRIPTION_CHARS),
     )
     cleaned = (_cleaned(part, max_chars) for part in parts)
-    texts: dict[tuple[str, ...], str] = {}
-    rows = list(zip(*cleaned, strict=True))
-    for row in rows:
-        if row not in texts:
-            texts[row] = _joined(row, ". ", max_chars)
-    return [texts[row] for row in rows]
+    filled = [pl.when(part != "").then(part) for part in cleaned]
+    joined = parts.select(pl.concat_str(filled, separator=". ", ignore_nulls=True).str.head(max_chars))
+    shared: dict[str, str] = {}
+    return [shared.setdefault(text, text) for text in joined.to_series().str.strip_chars_end().to_list()]
 
 
-def _cleaned(column: pl.Series, max_chars: int) -> list[str]:
-    """Every value cleaned; brands and categories repeat, and equal ones are cleaned once."""
-    found = {value: clean(value, max_chars) for value in column.unique()}
-    return [found[value] for value in column]
+def _cleaned(column: pl.Series, max_chars: int) -> pl.Series:
+    """Every value cleaned. Most are clean as they are; of the others, equal ones are cleaned once."""
+    found = column.filter(~column.str.contains(CLEAN)).unique()
+    made = pl.Series([clean(value, max_chars) for value in found], dtype=pl.String)
+    return column.replace(found, made)
 
 
 def history_text(titles: Sequence[str], *, max_items: int = 8, max_chars: int = 400) -> str:

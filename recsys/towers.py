@@ -21,8 +21,6 @@ from indexing.index import VectorIndex, build_index, index_summary
 from indexing.item_tower import ItemFeatures, ItemTower
 from indexing.lexical import text_neighbours
 from indexing.teacher import Teacher, load_teacher
-from indexing.text_lesson import tune_encoder
-from indexing.tower_lesson import train_towers
 from indexing.vocabulary import extend_vocabulary
 from indexing.warm_up import WarmUpConfig, warm_up
 from indexing.words import Words
@@ -196,6 +194,8 @@ def learn_towers(
         tune: whether the text encoder is fine-tuned.
         covisited: the co-visitation of these events, where it is there already.
     """
+    from indexing.text_lesson import tune_encoder  # it takes seconds to import Lightning, which serving never needs
+
     histories = histories_of(events)
     behaviour = covisitation_of(events, catalogue, config) if covisited is None else covisited
     text_steps = 0
@@ -254,6 +254,8 @@ def _train(
     like: Towers | None = None,
 ) -> Towers:
     """Item tower and history encoder from the start, and the index; with `like`, as many steps as that took."""
+    from indexing.tower_lesson import train_towers
+
     n_items = len(catalogue)
     counts = np.bincount(histories.item_rows, minlength=n_items).astype(np.float32)
     features = ItemFeatures(text_vectors, words.transform(catalogue.texts), catalogue.text_rows, counts)

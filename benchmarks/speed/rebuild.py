@@ -4,7 +4,8 @@ Run: RECSYS_DATA=FOLDER python benchmarks/speed/rebuild.py [--share 0.01] [--ite
 
 Titles get the item's id, so that all texts are distinct. The rebuild and the encoding of everything run in processes of
 their own, one after the other. Prints JSON: both wall times, the steps of the rebuild, its peak memory above that of an
-interpreter with everything imported, and bytes per item on disk.
+interpreter that has imported the job (what the encoder needs is imported while the clock runs), and bytes per item on
+disk.
 """
 
 import argparse

@@ -6,10 +6,10 @@ Owns the gates and their limits. What happens to a bundle that fails is `job.py`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -22,12 +22,8 @@ from recsys.fitted import Fitted
 from recsys.lists import best_items
 from recsys.metrics import hit_matrix, ndcg, paired_bootstrap
 from recsys.rebuild.refresh import refresh
-from recsys.rebuild.reopen import lists_from
 from recsys.requests import blocked_items, known_people
 from recsys.schema import Tables
-
-if TYPE_CHECKING:
-    from recsys.rebuild.reopen import Reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +81,20 @@ class GateResult:
 
 
 def judge(
-    new: Fitted, parent: Fitted, tables: Tables, config: RecommenderConfig, gates: GatesConfig, device: str
+    new: Fitted,
+    parent: Fitted,
+    lists: pl.DataFrame,
+    tables: Tables,
+    config: RecommenderConfig,
+    gates: GatesConfig,
+    device: str,
 ) -> list[GateResult]:
     """All gates that need no file.
 
     Args:
         new: what shall be published.
         parent: what is live.
+        lists: `golden_lists` of `new`.
         tables: that `new` was made from.
         config: of both.
         gates: the limits.
@@ -102,7 +105,7 @@ def judge(
         unit_vectors(new),
         index_recall(new, gates),
         freshest(new, parent, tables, config, gates, device),
-        golden(new, config, gates),
+        golden(new, lists, gates),
     ]
 
 
@@ -168,10 +171,9 @@ def freshest(
     return GateResult(name="freshest", value=low, limit=limit, passed=low >= -gates.margin)
 
 
-def golden(new: Fitted, config: RecommenderConfig, gates: GatesConfig) -> GateResult:
+def golden(new: Fitted, lists: pl.DataFrame, gates: GatesConfig) -> GateResult:
     """Share of the golden users who get as many items as there are for them, with finite scores."""
     people = golden_users(new, gates)
-    lists = lists_of(new, people, config, gates.k)
     shown = pl.DataFrame({"item_row": np.flatnonzero(new.catalogue.available).astype(np.int32)})
     own = new.events.join(people.to_frame("user_id"), on="user_id", how="semi").join(shown, on="item_row", how="semi")
     seen = own.group_by("user_id").agg(seen=pl.col("item_row").n_unique().cast(pl.Int64))
@@ -184,17 +186,23 @@ def golden(new: Fitted, config: RecommenderConfig, gates: GatesConfig) -> GateRe
     return GateResult(name="golden", value=value, limit="1.0", passed=value == 1.0)
 
 
-def reopened(process: Reader, folder: Path, new: Fitted, config: RecommenderConfig, gates: GatesConfig) -> GateResult:
-    """Share of the golden users to whom the sealed folder, opened in another process, gives the same list."""
-    people = golden_users(new, gates)
-    ours = lists_of(new, people, config, gates.k).select("user_id", "item_id", "rank")
-    theirs = lists_from(process, folder, people, gates.k, seconds=gates.reopen_seconds)
-    same = [
-        theirs.get(str(user)) == ours.filter(pl.col("user_id") == user).sort("rank")["item_id"].to_list()
-        for user in people
-    ]
+def reopened(lists: pl.DataFrame, asked: Future[dict[str, list[Any]]], people: pl.Series) -> GateResult:
+    """Share of the golden users to whom the sealed folder, opened in another process, gives the same list.
+
+    Args:
+        lists: `golden_lists` of what was sealed.
+        asked: what the other process will have said, see `recsys.rebuild.reopen.lists_from`.
+        people: the golden users.
+    """
+    ours, theirs = lists.sort("rank"), asked.result()
+    same = [theirs.get(str(user)) == ours.filter(pl.col("user_id") == user)["item_id"].to_list() for user in people]
     value = float(np.mean(same)) if same else 0.0
     return GateResult(name="reopen", value=value, limit="1.0", passed=value == 1.0)
+
+
+def golden_lists(state: Fitted, config: RecommenderConfig, gates: GatesConfig) -> pl.DataFrame:
+    """The lists of the golden users."""
+    return lists_of(state, golden_users(state, gates), config, gates.k)
 
 
 def golden_users(state: Fitted, gates: GatesConfig) -> pl.Series:

@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -26,10 +27,20 @@ from recsys.device import resolve_device
 from recsys.errors import BundleCorrupt, BundleLocked, BundleNotFound, InvalidData
 from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
 from recsys.rebuild.current import Current, utc
-from recsys.rebuild.gates import GateResult, GatesConfig, from_json, judge, refuse_failed, reopened, to_json
+from recsys.rebuild.gates import (
+    GateResult,
+    GatesConfig,
+    from_json,
+    golden_lists,
+    golden_users,
+    judge,
+    refuse_failed,
+    reopened,
+    to_json,
+)
 from recsys.rebuild.object_store import ObjectStore
 from recsys.rebuild.refresh import Counts, as_json, check_parts, refresh
-from recsys.rebuild.reopen import reader_process
+from recsys.rebuild.reopen import lists_from, reader_process
 from recsys.rebuild.store import Store
 from recsys.schema import Table, Tables, validate
 from recsys.splits import end_of
@@ -243,7 +254,7 @@ def _build(
     if done is not None:
         metadata = store.verify(done).metadata
         return done, metadata["counts"], from_json(metadata["gates"])
-    with reader_process() as reader:
+    with ThreadPoolExecutor(1) as pool, reader_process() as reader:
         with clock.step("load"):
             parent = _parent(folder, state, settings, device, manifest.metadata.get("encoder"))
             cache = _cache(store, parent)
@@ -252,15 +263,19 @@ def _build(
             made = refresh(parent, tables, settings, device=device, as_of=as_of, cache=cache)
         counts = as_json(made.counts)
         store.append_step(run_id, "refresh", **counts)
-        with clock.step("gates"):
-            results = judge(made.fitted, parent, tables, settings, config.gates, device)
         with clock.step("write"):
             staging = _emptied(store.stage(run_id))
             facts = write_fitted(made.fitted, config_from_dict(state["config"]), staging)
             metadata = {**facts, "inputs": inputs, "parent": current.version, "counts": counts}
-            seal_bundle(staging, {**metadata, "gates": to_json(results)})
+            seal_bundle(staging, metadata)
+        with clock.step("gates"):
+            people, limits = golden_users(made.fitted, config.gates), config.gates
+            # The other process opens the folder meanwhile.
+            asked = pool.submit(lists_from, reader, staging, people, limits.k, seconds=limits.reopen_seconds)
+            lists = golden_lists(made.fitted, settings, limits)
+            results = judge(made.fitted, parent, lists, tables, settings, limits, device)
         with clock.step("reopen"):
-            results.append(reopened(reader, staging, made.fitted, settings, config.gates))
+            results.append(reopened(lists, asked, people))
     with clock.step("publish"):
         stamp = datetime.fromtimestamp(made.fitted.as_of, UTC)
         version = store.publish(run_id, {**metadata, "gates": to_json(results)}, as_of_stamp=stamp)

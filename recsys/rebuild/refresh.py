@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from recsys.errors import BundleCorrupt, InvalidData, PublishRefused
 from recsys.fitted import Fitted
 from recsys.pipeline import to_events
 from recsys.schema import Tables
-from recsys.snapshot import Snapshot, take_snapshot
+from recsys.snapshot import candidate_frame, gather_people, places_of, take_snapshot
 from recsys.splits import end_of
 from recsys.towers import Towers, configured_index, item_space
 
@@ -111,7 +112,6 @@ def refresh(
         repeats=not parent.hide_seen, clock=parent.window_kind == "last", weights=parent.weights,
         known_behaviour=_known_behaviour(parent, catalogue, events),
     )  # fmt: skip
-    _same_features(parent, snapshot)
     old = parent.catalogue
     added = int((old.rows_of(tables.items["item_id"]) < 0).sum())
     counts = Counts(
@@ -123,6 +123,7 @@ def refresh(
         parent, catalogue=catalogue, events=events, users=tables.users, towers=towers, snapshot=snapshot,
         as_of=moment.timestamp(), notes=_notes(parent.notes, moment),
     )  # fmt: skip
+    _same_features(fitted, config)
     return Refreshed(fitted, counts)
 
 
@@ -138,6 +139,7 @@ def check_parts(fitted: Fitted, encoder: object) -> None:
     """
     towers, catalogue = fitted.towers, fitted.catalogue
     texts, items = len(catalogue.texts), len(catalogue)
+    rows, last = (fitted.events[name].max() for name in ("item_row", "seconds"))
     for part, found, wanted in (
         ("encoder", towers.encoder.fingerprint(), encoder),
         ("text_vectors", towers.text_vectors.shape, (texts, towers.encoder.dim)),
@@ -145,7 +147,10 @@ def check_parts(fitted: Fitted, encoder: object) -> None:
         ("searchable", towers.searchable.shape, (items,)),
         ("index", towers.index.size, items),
         ("text_neighbours", towers.text_neighbours.shape, (texts, texts)),
-        ("item_tower", towers.item_tower.state_dict()["residuals.weight"].shape[0], items),
+        ("item_tower", towers.item_tower.n_items, items),
+        ("histories", max(items, cast(int, rows) + 1), items),
+        ("as_of", fitted.as_of, max(fitted.as_of, cast(float, last))),
+        *((name, matrix.shape, (items, items)) for name, matrix in fitted.snapshot.behaviour.items()),
     ):
         if found != wanted:
             raise BundleCorrupt(f"the live version's {part} is {found}, its other parts need {wanted}; roll it back.")
@@ -183,16 +188,20 @@ def _same_columns(old: pl.DataFrame, new: pl.DataFrame, table: str) -> None:
             )  # fmt: skip
 
 
-def _same_features(parent: Fitted, snapshot: Snapshot) -> None:
-    """What the ranker and the heads were fitted on must still be there."""
-    if parent.ranker is None and parent.new_ranker is None and parent.probabilities is None:
-        return
-    sources = [name for name in parent.snapshot.retriever.sources if name not in snapshot.retriever.sources]
-    columns = [name for name in parent.snapshot.statistics.columns if name not in snapshot.statistics.columns]
-    if sources or columns:
+def _same_features(made: Fitted, config: RecommenderConfig) -> None:
+    """What the ranker and the heads read must still be there; the interest model and its scores are carried over."""
+    models = (made.ranker, made.new_ranker, *(made.probabilities.heads.values() if made.probabilities else ()))
+    nobody = gather_people(made.events.clear(), made.events["user_id"].clear(), made.as_of, made.user_numbers)
+    there = candidate_frame(
+        nobody, made.snapshot, None, made.catalogue, config, blocked=~made.catalogue.available, hide_seen=True
+    ).columns
+    read = {name: None for model in models if model is not None for name in model.features}
+    lost = [name for name in read if name not in there and not name.startswith("interest_")]
+    if lost:
+        sources = dict.fromkeys(name.removesuffix("_score").removesuffix("_rank") for name in lost)
         raise InvalidData(
             table="interactions" if "ease" in sources else "items",
-            rule=f"leave nothing to compute {', '.join([*sources, *columns])} from, which the model was fitted with",
+            rule=f"leave nothing to compute {', '.join(sources)} from, which the model was fitted with",
             remedy="give the tables as at the fit, or fit again",
         )  # fmt: skip
 
@@ -278,8 +287,8 @@ def _text_neighbours(read: Fitted, catalogue: Catalogue, config: RecommenderConf
 
 def _places(read: Fitted, texts: Sequence[str]) -> Rows:
     """The row that each text has there, int64 (n,); -1 where it is unknown."""
-    places = {text: row for row, text in enumerate(read.catalogue.texts)}
-    return np.fromiter((places.get(text, -1) for text in texts), np.int64, len(texts))
+    known, wanted = (pl.Series("text", values, dtype=pl.String) for values in (read.catalogue.texts, texts))
+    return places_of(known, wanted)
 
 
 def carried_items(
@@ -299,19 +308,20 @@ def carried_items(
 
 
 def renumbered(tower: ItemTower, rows: Rows) -> ItemTower:
-    """The tower for another catalogue.
+    """The tower for another catalogue; the same one where every item keeps its row.
 
     Args:
         tower: as learnt; it is not changed.
         rows: int64 (n,), the row that each item had, -1 for one that is new.
     """
+    if np.array_equal(rows, np.arange(tower.n_items)):
+        return tower
     state = dict(tower.state_dict())
     weight = state["residuals.weight"]
     known = torch.from_numpy(rows >= 0)
     moved = torch.zeros((len(rows), weight.shape[1]), dtype=weight.dtype)
     moved[known] = weight.cpu()[torch.from_numpy(rows[rows >= 0])]
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-        made = ItemTower(tower.config, text_dim=tower.text_dim, n_words=tower.n_words, n_items=len(rows))
+    made = ItemTower.blank(tower.config, text_dim=tower.text_dim, n_words=tower.n_words, n_items=len(rows))
     made.load_state_dict({**state, "residuals.weight": moved})
     return made.to(weight.device).eval()
 

@@ -7,7 +7,7 @@ import pytest
 
 from indexing.contrastive import ContrastiveConfig
 from indexing.encoder import EncoderConfig
-from indexing.training import TrainingConfig
+from indexing.training_config import TrainingConfig
 from recsys.bench import cli, read_result, run_bench
 from recsys.bench.tracking import numbers_of, settings_of, track
 from recsys.config import RecommenderConfig

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from indexing import lexical as module
 from indexing.lexical import (
     LexicalConfig,
+    count_tokens,
     lexical_neighbours,
     lookalikes,
     renewed_neighbours,
@@ -65,6 +66,17 @@ def test_tokenize(text, tokens):
 @example(["Ὀδυσσεύς İstanbul x² ½ naïve_name", "Sony耳机pro", "e\u0301 हिन्दी", ""])
 def test_all_at_once_are_tokenized_alike(texts):
     assert tokenize_all(texts) == [tokenize(text) for text in texts]
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=30), max_size=5))
+@example(["a b a", "中文 a 中", ""])
+def test_tokens_are_counted(texts):
+    counts, tokens = count_tokens(texts)
+    found = [
+        {tokens[int(column)]: int(counts[row, column]) for column in counts[[row]].indices} for row in range(len(texts))
+    ]
+    assert found == [Counter(tokenize(text)) for text in texts]
+    assert tokens.to_list() == sorted(set().union(*found))
 
 
 def cosines(texts: list[str]) -> np.ndarray:

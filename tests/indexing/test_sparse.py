@@ -77,6 +77,7 @@ class TestKeepLargest:
         whole = keep_largest(sp.csr_matrix(dense), k)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "ENTRIES_PER_BLOCK", entries_per_block)
+            patch.setattr(module, "ROWS_AT_ONCE", 2)
             blocks = keep_largest(sp.csr_matrix(dense), k)
         np.testing.assert_array_equal(blocks.toarray(), whole.toarray())
 

@@ -11,7 +11,7 @@ from indexing import text_lesson as module
 from indexing.contrastive import ContrastiveConfig
 from indexing.encoder import BiEncoder, EncoderConfig
 from indexing.text_lesson import tune_encoder
-from indexing.training import TrainingConfig
+from indexing.training_config import TrainingConfig
 from indexing.tuning_scope import TuningConfig
 
 # Two words that share no letter sequence belong to each topic: only behaviour tells that they do.

@@ -13,7 +13,7 @@ from indexing.contrastive import ContrastiveConfig, softmax_loss
 from indexing.history import Histories, HistoryConfig, HistoryEncoder
 from indexing.item_tower import ItemFeatures, ItemTower, ItemTowerConfig
 from indexing.tower_lesson import train_towers
-from indexing.training import TrainingConfig
+from indexing.training_config import TrainingConfig
 
 TEXT_DIM, DIM, N_ITEMS = 8, 16, 12
 CIRCLE = [[(start + step) % N_ITEMS for step in range(5)] for start in range(N_ITEMS)]

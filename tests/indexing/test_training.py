@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from indexing import training as module
-from indexing.training import Lesson, TrainingConfig, train
+from indexing.training import Lesson, train
+from indexing.training_config import TrainingConfig
 
 BATCHES = [np.arange(3) + step for step in range(20)]
 

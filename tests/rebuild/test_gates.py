@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from recsys.rebuild.gates import (
     freshest,
     from_json,
     golden,
+    golden_lists,
     golden_users,
     index_recall,
     item_count,
@@ -30,7 +32,7 @@ from recsys.rebuild.gates import (
     unit_vectors,
 )
 from recsys.rebuild.refresh import Refreshed, refresh
-from recsys.rebuild.reopen import reader_process
+from recsys.rebuild.reopen import lists_from, reader_process
 from recsys.schema import validate
 from recsys.synthetic import Synthetic, generate
 
@@ -87,14 +89,21 @@ def test_recall(served: Recommender) -> None:
 
 def test_golden_users_with_few_items(served: Recommender) -> None:
     state = served._state
-    assert golden(state, served.config, GATES).passed
+    assert golden(state, golden_lists(state, served.config, GATES), GATES).passed
     few = np.arange(len(state.catalogue)) < 3  # fewer than k can be shown, which is nobody's fault
-    assert golden(replace(state, catalogue=replace(state.catalogue, available=few)), served.config, GATES).passed
+    less = replace(state, catalogue=replace(state.catalogue, available=few))
+    assert golden(less, golden_lists(less, served.config, GATES), GATES).passed
+
+
+def reopening(process: subprocess.Popen[str], folder: Path, served: Recommender) -> GateResult:
+    lists, people = golden_lists(served._state, served.config, GATES), golden_users(served._state, GATES)
+    with ThreadPoolExecutor(1) as pool:
+        return reopened(lists, pool.submit(lists_from, process, folder, people, GATES.k, seconds=600.0), people)
 
 
 def test_a_folder_that_does_not_open(served: Recommender, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with reader_process() as reader:
-        empty = reopened(reader, tmp_path, served._state, served.config, GATES)
+        empty = reopening(reader, tmp_path, served)
     assert (empty.value, empty.passed) == (0.0, False)
     assert "does not open in another process: " in caplog.text
     assert "BundleNotFound" in caplog.text
@@ -105,11 +114,11 @@ def test_another_list_in_the_other_process(served: Recommender, tmp_path: Path, 
     people = golden_users(served._state, GATES)
     lists = lists_of(served._state, people, served.config, GATES.k)
     right = {user: lists.filter(pl.col("user_id") == user)["item_id"].to_list() for user in people}
-    assert reopened(Answering(json.dumps(right)), tmp_path, served._state, served.config, GATES).passed
+    assert reopening(Answering(json.dumps(right)), tmp_path, served).passed
     right[people[0]] = right[people[0]][::-1]
-    one = reopened(Answering(json.dumps(right)), tmp_path, served._state, served.config, GATES)
+    one = reopening(Answering(json.dumps(right)), tmp_path, served)
     assert (one.value, one.passed) == (pytest.approx(1 - 1 / len(people)), False)
-    assert not reopened(Answering(answer), tmp_path, served._state, served.config, GATES).passed
+    assert not reopening(Answering(answer), tmp_path, served).passed
 
 
 class Answering(subprocess.Popen[str]):

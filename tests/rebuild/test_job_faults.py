@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from indexing.encoder import BiEncoder
+from indexing.sparse import load_csr, save_csr
 from recsys import Recommender
 from recsys.bundle import MANIFEST, open_bundle, seal_bundle, sealed_bytes, unsealed
 from recsys.cli import exit_code
@@ -88,6 +89,21 @@ def another_encoder(folder: Path) -> None:
     save_file({name: value * np.float32(1.5) for name, value in weights.items()}, path, metadata={"format": "pt"})
 
 
+def fewer_neighbours(folder: Path) -> None:
+    matrix = load_csr(folder / "covisitation.safetensors")
+    save_csr(matrix[:-3, :-3].tocsr(), folder / "covisitation.safetensors")
+
+
+def other_items(folder: Path) -> None:
+    events = pl.read_parquet(folder / "histories.parquet")
+    events.with_columns(pl.col("item_row") + 1000).write_parquet(folder / "histories.parquet")
+
+
+def an_earlier_moment(folder: Path) -> None:
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "as_of": state["as_of"] - 1e6}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -95,9 +111,12 @@ def another_encoder(folder: Path) -> None:
         (shorter("text_vectors"), "text_vectors|does not open"),
         (shorter("item_vectors"), "item_vectors|does not open"),
         (shorter("searchable"), "searchable|does not open"),
+        (fewer_neighbours, r"covisitation is \(\d+, \d+\), its other parts need"),
+        (other_items, r"histories is 10\d+, its other parts need"),
+        (an_earlier_moment, r"as_of is [\d.]+, its other parts need"),
         (another_encoder, "the live version's encoder is [0-9a-f]+, its other parts need [0-9a-f]+"),
     ],
-    ids=["dimension", "texts", "items", "mask", "encoder"],
+    ids=["dimension", "texts", "items", "mask", "neighbours", "histories", "moment", "encoder"],
 )
 def test_parts_that_are_not_of_one_piece(
     model: Path, data: Synthetic, tmp_path: Path, change: Callable[[Path], None], message: str

@@ -16,7 +16,7 @@ import pytest
 from recsys import Recommender
 from recsys.cli import exit_code
 from recsys.errors import BundleLocked, PublishRefused
-from recsys.rebuild import gates, job
+from recsys.rebuild import job
 from recsys.rebuild.gates import GatesConfig
 from recsys.rebuild.job import RebuildConfig, RebuildResult, run
 from recsys.rebuild.store import Store
@@ -48,7 +48,7 @@ def test_other_lists_once_reopened(
     before = store.current()
     assert before is not None
     with monkeypatch.context() as patched:
-        patched.setattr(gates, "lists_from", lambda _process, _folder, users, *_, **__: {str(u): [] for u in users})
+        patched.setattr(job, "lists_from", lambda _process, _folder, users, *_, **__: {str(u): [] for u in users})
         with pytest.raises(
             PublishRefused, match=r"built and kept but is not live\. gate reopen: 0\.0 is not 1\.0"
         ) as no:

@@ -23,6 +23,11 @@ def test_importing_the_package_loads_nothing_heavy():
     assert ran.stdout.strip() == "[]", ran.stderr
 
 
+def test_a_recommender_that_only_serves_does_not_load_what_trains():
+    ran = python("-c", "import sys, recsys.recommender; print('pytorch_lightning' in sys.modules)")
+    assert ran.stdout.strip() == "False", ran.stderr
+
+
 def test_every_public_name_can_be_had():
     for name in recsys.__all__:
         assert getattr(recsys, name).__name__ == name

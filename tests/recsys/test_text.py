@@ -92,6 +92,13 @@ class TestItemTexts:
         frame = items(title=["无线耳机 🎧", "ساعة\x00ذكية"])
         assert item_texts(frame) == ["无线耳机 🎧", "ساعة ذكية"]
 
+    @given(st.text(max_size=30), st.text(max_size=30), st.sampled_from([3, 20, 400]))
+    def test_parts_are_cleaned_and_joined(self, title, description, max_chars):
+        parts = [clean(title, max_chars), clean(description, max_chars)]
+        expected = ". ".join(part for part in parts if part)[:max_chars].rstrip()
+        frame = items(title=[title], description=[description])
+        assert item_texts(frame, max_chars=max_chars) == [expected]
+
     def test_equal_rows_share_one_string(self):
         first, other, again = item_texts(items(title=["Tent", "Stove", "Tent"]))
         assert first is again
