@@ -2,10 +2,11 @@
 
     python benchmarks/ablation.py --scenario benchmarks/scenarios/movielens-small.toml --out results/movielens-ablation
 
-Every variant is fitted anew, so this takes 17 fits. The whole has the interest score only where it earns its place.
-"text alone" is what the texts do without behaviour: none in the item vectors, none in the sources, and no ranker,
-since nothing would be left for it to fuse. The whole stands first; the last columns of the printed table are the paired
-differences to it.
+The whole stands first; every other row is compared with it alone, and p is corrected for those comparisons. The whole
+has the interest score only where it earns its place, and the rows without a source have it only where the whole does.
+"text alone" is what the texts do without behaviour: none in the item vectors, none in the sources, and no ranker, since
+nothing would be left for it to fuse. Sixteen rows take three fits of stage 1: leaving out a source or the interest
+score does not change it.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from recsys import Recommender
+from recsys.bench import SharedFits
 from recsys.bench.plain import render
 from recsys.bench.run import run_bench
 from recsys.bench.scenario import read_scenario
@@ -29,51 +30,72 @@ SOURCES = (
     "covisitation",
     "ease",
     "lexical",
+    "lookalike",
     "category",
     "repeat",
     "popular",
     "recent",
     "trending",
 )
+WHOLE = "whole"
 TEXT_SOURCES = ("vector", "similar", "lexical")
 NEVER = 2**31 - 1  # interactions that no item has
 
 
 class Variant:
-    """Our recommender with other settings or another catalogue, or stage 1 of it alone."""
+    """Our recommender with other settings or another catalogue, or stage 1 of it alone.
 
-    def __init__(self, config: RecommenderConfig, *, text: bool = True, ranked: bool = True) -> None:
-        self.config, self.text, self.ranked = config, text, ranked
+    With `like`, the interest score is left out where that variant, fitted before, has left it out.
+    """
+
+    def __init__(
+        self,
+        fits: SharedFits,
+        config: RecommenderConfig,
+        *,
+        text: bool = True,
+        ranked: bool = True,
+        like: "Variant | None" = None,
+    ) -> None:
+        self.fits, self.config, self.text, self.ranked, self.like = fits, config, text, ranked, like
 
     def fit(self, interactions: pl.DataFrame, items: pl.DataFrame, *, as_of: object) -> None:
-        self.recommender = Recommender(self.config).fit(interactions, items if self.text else without_text(items))
+        config = self.config
+        if self.like is not None and not self.like.ours.reads_interest:
+            config = replace(config, n_interest=0)
+        self.ours = self.fits.fit(interactions, items if self.text else without_text(items), config)
 
     def recommend(self, users: pl.Series, k: int, *, filter_seen: bool) -> pl.DataFrame:
-        ask = self.recommender.recommend if self.ranked else self.recommender.retrieve
+        recommender = self.ours.recommender
+        ask = recommender.recommend if self.ranked else recommender.retrieve
         return ask(users, k, filter_seen=filter_seen)
 
 
 def variants(config: RecommenderConfig) -> dict[str, Variant]:
-    """The whole, and what is left without each part."""
+    """The whole, and what is left without each part; those that share stage 1 stand together."""
+    fits = SharedFits()
     plain = replace(config, n_interest=0)
-    behaviour = {name: 0 for name in SOURCES if name not in TEXT_SOURCES}
-    texts = replace(
-        plain,
-        retriever=replace(config.retriever, **behaviour),
-        item_tower=replace(config.item_tower, min_interactions=NEVER),
-        probabilities=False,
-    )
+    whole = Variant(fits, config)
     return {
-        "whole": Variant(config),
-        "stage 1 alone": Variant(plain, ranked=False),
-        "with interest score in any case": Variant(replace(config, keep_interest="always")),
-        "without interest score": Variant(plain),
-        "without text": Variant(plain, text=False),
-        "text alone": Variant(texts, ranked=False),
-    } | {
-        f"without {name}": Variant(replace(config, retriever=replace(config.retriever, **{name: 0})))
-        for name in SOURCES
-    }  # fmt: skip
+        WHOLE: whole,
+        "stage 1 alone": Variant(fits, plain, ranked=False),
+        "with interest score in any case": Variant(fits, replace(config, keep_interest="always")),
+        "without interest score": Variant(fits, plain),
+        **{f"without {name}": Variant(fits, without_sources(config, name), like=whole) for name in SOURCES},
+        "without text": Variant(fits, plain, text=False),
+        "text alone": Variant(fits, text_alone(plain), ranked=False),
+    }
+
+
+def without_sources(config: RecommenderConfig, *names: str) -> RecommenderConfig:
+    """The same with these sources switched off."""
+    return replace(config, retriever=replace(config.retriever, **dict.fromkeys(names, 0)))
+
+
+def text_alone(config: RecommenderConfig) -> RecommenderConfig:
+    """No behaviour in the item vectors and none in the sources."""
+    behaviour = (name for name in SOURCES if name not in TEXT_SOURCES)
+    return replace(without_sources(config, *behaviour), item_tower=replace(config.item_tower, min_interactions=NEVER))
 
 
 def main() -> None:
@@ -86,7 +108,10 @@ def main() -> None:
     dataset, ignored = load_dataset(given.pop("data")), given.pop("ignore_columns", ())
     given.pop("systems", None)
     config = replace(config_from_dict(scenario.config), ignore_columns=tuple(ignored), probabilities=False)
-    result = run_bench(dataset, config, systems=variants(config), out=arguments.out, **given)
+    result = run_bench(
+        dataset, config, systems=variants(config), reference=WHOLE, out=arguments.out,
+        progress=True, **given,
+    )  # fmt: skip
     print(render(result), end="")
 
 

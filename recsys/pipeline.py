@@ -7,7 +7,7 @@ that learnt from what lies before the items which they score.
 """
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,9 +19,9 @@ from recsys.catalogue import Catalogue, user_numbers
 from recsys.config import RecommenderConfig
 from recsys.fitted import Fitted
 from recsys.notes import Notes
-from recsys.prediction import learn_probabilities
+from recsys.prediction import Probabilities, learn_probabilities
 from recsys.schema import Tables
-from recsys.second_stage import LabelWindow, report_drift, retrieve, train_second_stage
+from recsys.second_stage import LabelWindow, SecondStage, report_drift, retrieve, train_second_stage
 from recsys.snapshot import Snapshot, candidate_frame, gather_people, take_snapshot
 from recsys.splits import Windows, end_of, make_windows, moments
 from recsys.towers import Towers, covisitation_of, learn_towers, load_encoder, prepare_encoder, renew_towers
@@ -30,6 +30,88 @@ MIN_SOURCE_WEIGHT = 0.05
 WEIGHED_DEPTH = 100
 WEIGHED_USERS = 2000
 DRIFT_USERS = 100
+ONLY_LATER = (
+    "ease",
+    "retriever",
+    "interest",
+    "features",
+    "ranker",
+    "heads",
+    "n_interest",
+    "keep_interest",
+    "max_label_users",
+    "max_ranker_rows",
+    "event_grades",
+    "probabilities",
+)
+"""Settings that neither the first stage nor its renewal reads: fits that differ in these alone may share both."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStage:
+    """Stage 1 as learnt from window A, and what every later step starts from.
+
+    Attributes:
+        tables: validated.
+        catalogue: the items.
+        numbers: numeric columns of the users, or None.
+        windows: A, B and C.
+        hide_seen: what `filter_seen="auto"` means for these data.
+        readable: whether the encoder can read the catalogue.
+        towers: encoder, item tower, history encoder and index.
+        covisited: co-visitation of the events before window B, float32 CSR (n_items, n_items).
+        device: resolved.
+        notes: what was decided.
+    """
+
+    tables: Tables
+    catalogue: Catalogue
+    numbers: pl.DataFrame | None
+    windows: Windows
+    hide_seen: bool
+    readable: bool
+    towers: Towers
+    covisited: sp.csr_matrix
+    device: str
+    notes: tuple[str, ...]
+
+    def events(self, interactions: pl.DataFrame) -> pl.DataFrame:
+        """Interactions by row numbers; see `to_events`."""
+        return to_events(interactions, self.catalogue, self.towers.event_kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What the label windows taught.
+
+    Attributes:
+        second: interest model and rankers.
+        probabilities: heads of `predict_proba`, or None.
+        weights: of the sources in the blend.
+        notes: what was decided.
+    """
+
+    second: SecondStage
+    probabilities: Probabilities | None
+    weights: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """Stage 1 as of the end.
+
+    Attributes:
+        events: all of them, see `to_events`.
+        towers: trained anew on them, or as they were.
+        covisited: co-visitation of all events, None where it was not needed.
+        notes: what was decided.
+    """
+
+    events: pl.DataFrame
+    towers: Towers
+    covisited: sp.csr_matrix | None
+    notes: tuple[str, ...]
 
 
 def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
@@ -40,9 +122,28 @@ def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
         config: everything else.
         device: resolved, "cpu" or "cuda...".
     """
+    first = learn_first_stage(tables, config, device)
+    learnt = learn_second_stage(first, config)
+    renewed = renew_first_stage(first, config)
+    return as_of_the_end(first, learnt, renewed, config)
+
+
+def first_stage_settings(config: RecommenderConfig) -> RecommenderConfig:
+    """What of the configuration the first stage and its renewal depend on: the same with everything else by default."""
+    usual = RecommenderConfig()
+    return replace(config, **{name: getattr(usual, name) for name in ONLY_LATER})
+
+
+def learn_first_stage(tables: Tables, config: RecommenderConfig, device: str) -> FirstStage:
+    """Catalogue, windows, and the towers that learn from window A.
+
+    Args:
+        tables: validated.
+        config: everything else.
+        device: resolved.
+    """
     notes = Notes(tables.notes)
     catalogue = Catalogue.of(tables.items, ignore_columns=config.ignore_columns)
-    numbers = user_numbers(tables.users)
     windows = make_windows(tables.interactions, config.windows)
     notes.add(f"windows: {windows.kind}. {windows.reason}")
     hide_seen = decide_seen(tables.interactions, config, notes)
@@ -54,50 +155,82 @@ def fit(tables: Tables, config: RecommenderConfig, device: str) -> Fitted:
     towers = learn_towers(
         encoder, before_b, kinds, catalogue, config, device, notes, tune=readable, covisited=covisited
     )
+    return FirstStage(
+        tables=tables,
+        catalogue=catalogue,
+        numbers=user_numbers(tables.users),
+        windows=windows,
+        hide_seen=hide_seen,
+        readable=readable,
+        towers=towers,
+        covisited=covisited,
+        device=device,
+        notes=tuple(notes.sentences),
+    )
 
-    b = open_window(windows, "b", {}, towers, catalogue, numbers, config, hide_seen=hide_seen, covisited=covisited)
+
+def learn_second_stage(first: FirstStage, config: RecommenderConfig) -> Learnt:
+    """Worth of the sources, interest model, rankers and heads, from windows B and C.
+
+    Args:
+        first: learnt with the same `first_stage_settings`; it stays as it is.
+        config: everything else.
+    """
+    notes = Notes(())
+    towers, catalogue, numbers, hide_seen = first.towers, first.catalogue, first.numbers, first.hide_seen
+    rest = (towers, catalogue, numbers, config)
+    b = open_window(first.windows, "b", {}, *rest, hide_seen=hide_seen, covisited=first.covisited)
     some = b.head(WEIGHED_USERS)
     weights = weigh_sources(retrieve(some, config, hide_seen=hide_seen), some.labels)
     b = b.weighted(weights)
-    c = open_window(windows, "c", weights, towers, catalogue, numbers, config, hide_seen=hide_seen)
-    second = train_second_stage(
-        b, c, encoder if readable else None, catalogue, config, device, notes, hide_seen=hide_seen
-    )
+    c = open_window(first.windows, "c", weights, *rest, hide_seen=hide_seen)
+    encoder = towers.encoder if first.readable else None
+    second = train_second_stage(b, c, encoder, catalogue, config, first.device, notes, hide_seen=hide_seen)
     probabilities = None
     if config.probabilities:
-        numbered = partial(to_events, catalogue=catalogue, kinds=kinds)
         snapshots = (b.snapshot, c.snapshot)
         probabilities = learn_probabilities(
-            windows, snapshots, numbered, numbers, catalogue, config, notes, hide_seen=hide_seen
+            first.windows, snapshots, first.events, numbers, catalogue, config, notes, hide_seen=hide_seen
         )
+    return Learnt(second, probabilities, weights, tuple(notes.sentences))
 
-    events = to_events(tables.interactions, catalogue, kinds)
-    covisited = None
+
+def renew_first_stage(first: FirstStage, config: RecommenderConfig) -> Renewed:
+    """All events, and the two towers trained anew on them; `first` stays as it is."""
+    notes = Notes(())
+    towers, covisited, events = first.towers, None, first.events(first.tables.interactions)
     if config.renew_towers:
-        covisited = covisitation_of(events, catalogue, config)
-        towers = renew_towers(towers, events, covisited, catalogue, config, device, notes)
-    as_of = windows.end.timestamp()
+        covisited = covisitation_of(events, first.catalogue, config)
+        towers = renew_towers(towers, events, covisited, first.catalogue, config, first.device, notes)
+    return Renewed(events, towers, covisited, tuple(notes.sentences))
+
+
+def as_of_the_end(first: FirstStage, learnt: Learnt, renewed: Renewed, config: RecommenderConfig) -> Fitted:
+    """Sources and statistics as of the end, and whether the ranker sees there what it learnt from."""
+    notes = Notes((*first.notes, *learnt.notes, *renewed.notes))
+    catalogue, windows, hide_seen = first.catalogue, first.windows, first.hide_seen
+    second, events, as_of = learnt.second, renewed.events, windows.end.timestamp()
     now = take_snapshot(
-        events, as_of, towers, catalogue, config,
-        repeats=not hide_seen, clock=windows.kind == "last", weights=weights, covisited=covisited,
+        events, as_of, renewed.towers, catalogue, config,
+        repeats=not hide_seen, clock=windows.kind == "last", weights=learnt.weights, covisited=renewed.covisited,
     )  # fmt: skip
     if second.ranker is not None:
-        served = rows_of_now(events, as_of, now, second.interest, catalogue, numbers, config, hide_seen=hide_seen)
+        served = rows_of_now(events, as_of, now, second.interest, catalogue, first.numbers, config, hide_seen=hide_seen)
         report_drift(second.recent, served, config.seed, notes)
     return Fitted(
         catalogue=catalogue,
         events=events,
-        users=tables.users,
-        towers=towers,
+        users=first.tables.users,
+        towers=renewed.towers,
         interest=second.interest,
         ranker=second.ranker,
         new_ranker=second.new_ranker,
-        probabilities=probabilities,
+        probabilities=learnt.probabilities,
         snapshot=now,
         window_kind=windows.kind,
         as_of=as_of,
         hide_seen=hide_seen,
-        weights=weights,
+        weights=learnt.weights,
         notes=tuple(notes.sentences),
     )
 

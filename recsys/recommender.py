@@ -368,9 +368,15 @@ class Recommender:
         resolved = resolve_device(device)
         open_bundle(Path(folder))
         state = read_state(Path(folder))
-        recommender = cls(config_from_dict(state["config"]))
-        fitted = read_fitted(Path(folder), state, recommender.config, resolved)
+        config = config_from_dict(state["config"])
+        fitted = read_fitted(Path(folder), state, config, resolved)
         fitted.snapshot.ready()
+        return cls.of(fitted, config)
+
+    @classmethod
+    def of(cls, fitted: Fitted, config: RecommenderConfig) -> Self:
+        """A recommender that has learnt this already: what `recsys.pipeline` left behind. Frames come out as polars."""
+        recommender = cls(config)
         recommender._fitted = fitted
         return recommender
 

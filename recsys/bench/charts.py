@@ -165,4 +165,4 @@ def _svg(inside: str, height: float, title: str) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= 23 else text[:22] + "…"
+    return text if len(text) <= 22 else text[:21] + "…"

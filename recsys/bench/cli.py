@@ -63,6 +63,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_systems(parser)
     parser.add_argument("--k", type=int, help="main list length (10)")
     parser.add_argument("--ks", metavar="5,10,20", help="further list lengths (5,10,20)")
+    parser.add_argument("--segments", metavar="A,B", help="columns of items and users to report by (the first few)")
     parser.add_argument("--samples", type=int, metavar="N", help="of the bootstrap (1000)")
     parser.add_argument("--out", metavar="FOLDER", help="results folder; older results in it are replaced")
     parser.add_argument(
@@ -202,7 +203,7 @@ def _tune(arguments: argparse.Namespace) -> int:
 
     space = read_space(arguments.space, config)
     data = load_dataset(given.pop("data"))
-    for name in ("systems", "ks", "n_samples"):  # of a scenario
+    for name in ("systems", "ks", "segments", "n_samples"):  # of a scenario
         given.pop(name, None)
     found = tune(
         data, space, config, **given, out=arguments.out, system=arguments.system,
@@ -256,8 +257,9 @@ def _arguments(arguments: argparse.Namespace) -> tuple[dict[str, Any], Recommend
     given |= {
         key: getattr(arguments, name) for name, key in names.items() if getattr(arguments, name, None) is not None
     }
-    if getattr(arguments, "systems", None) is not None:
-        given["systems"] = _names(arguments.systems)
+    for name in ("systems", "segments"):
+        if getattr(arguments, name, None) is not None:
+            given[name] = _names(getattr(arguments, name))
     if getattr(arguments, "ks", None) is not None:
         given["ks"] = _numbers(arguments.ks)
     if "data" not in given:

@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
+from recsys.bench.names import TWO_STAGE
 from recsys.bench.result import ResultFolder
-from recsys.bench.waterfall import TWO_STAGE
 from recsys.errors import InvalidData
 
 

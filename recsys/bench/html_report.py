@@ -5,19 +5,18 @@ Owns what is said and in which order; charts are `charts`, counts by stage `wate
 
 import argparse
 import json
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from recsys.bench.charts import Bar, bars, lines, points
+from recsys.bench.names import BI_ENCODER, RETRIEVAL, SOURCE, TWO_STAGE
 from recsys.bench.page import html_table, page, pairs_list
 from recsys.bench.result import BenchResult, Estimate, ResultFolder, Row, Table
-from recsys.bench.waterfall import TWO_STAGE, Waterfall, waterfalls
+from recsys.bench.waterfall import Waterfall, waterfalls
 from recsys.errors import InvalidConfig
 
 MAX_PARTS = 12  # of a segment that are drawn
 COLOURS = 8
-SOURCE = f"{TWO_STAGE}: source:"
 LEAKS = {
     "leave-last-out": "This split leaks across users in time: the systems learnt from other people's later actions. "
     "Such numbers compare systems with published tables; they do not say what will happen next week.",
@@ -34,8 +33,9 @@ def report(folder: ResultFolder) -> str:
     """
     result = folder.result
     stages = {found.protocol: found for found in waterfalls(folder)}
+    name = Path(result.dataset).name
     body = [
-        f"<h1>{escape(result.dataset)}: which recommender is better?</h1>",
+        f"<h1>{escape(name)}: which recommender is better?</h1>",
         f'<p class="soft">{escape(result.split)} split, {result.counts["test"]:,} test rows, test hash '
         f"{escape(result.test_hash)}, seed {result.seed}. "
         "Small print and whiskers: 95% bootstrap intervals over users.</p>",
@@ -46,7 +46,7 @@ def report(folder: ResultFolder) -> str:
         _description(result),
         _conditions(result),
     ]
-    return page(f"{result.dataset}: benchmark", body)
+    return page(f"{name}: benchmark", body)
 
 
 def headline(result: BenchResult) -> str:
@@ -84,7 +84,7 @@ def _protocol(table: Table, result: BenchResult, stages: Waterfall | None) -> st
             f"<h3>ndcg@{k}</h3>{bars(shown, title=f'ndcg@{k} by system')}",
             _numbers(table, result),
             _differences(table),
-            f"<h3>Longer and shorter lists</h3>{_left_out(table)}"
+            f"<h3>Longer and shorter lists</h3>{_left_out(table, k)}"
             f'<div class="two"><div>{_curves(table, result, "ndcg")}</div>'
             f"<div>{_curves(table, result, 'recall')}</div></div>",
             "" if stages is None else _stages(stages),
@@ -126,7 +126,7 @@ def _differences(table: Table) -> str:
 def _curves(table: Table, result: BenchResult, metric: str) -> str:
     series = {
         row.system: [(float(k), _mean(row, f"{metric}@{k}")) for k in result.ks if f"{metric}@{k}" in row.metrics]
-        for row in _ours_first(table.rows)[:COLOURS]
+        for row in _drawn(table, result.k)
     }
     return lines(series, title=f"{metric} by list length", x_name="list length k", y_name=f"{metric}@k")
 
@@ -201,18 +201,19 @@ def _fairness(table: Table) -> str:
 def _latency(table: Table, k: int) -> str:
     series = {
         row.system: [(1000.0 / row.users_per_second, _mean(row, f"ndcg@{k}"))]
-        for row in _ours_first(table.rows)[:COLOURS]
+        for row in _drawn(table, k)
         if row.users_per_second
     }
     drawn = points(
         series, title="quality against time", x_name="milliseconds a person, in bulk", y_name=f"ndcg@{k}", log_x=True
     )
-    return f"<h3>Quality against time</h3>{_left_out(table)}{drawn}"
+    return f"<h3>Quality against time</h3>{_left_out(table, k)}{drawn}"
 
 
 def _description(result: BenchResult) -> str:
     about, counts = result.description, result.counts
     pairs = {
+        "read from": result.dataset,
         "interactions": f"{counts['interactions']:,}",
         "people": f"{counts['users']:,}",
         "items": f"{counts['items']:,}",
@@ -250,7 +251,13 @@ def _conditions(result: BenchResult) -> str:
 
 def _bar(row: Row, metric: str) -> Bar:
     found = row.metrics.get(metric, Estimate(mean=None))
-    return Bar(row.system, found.mean or 0.0, found.low, found.high, 0 if row.system == TWO_STAGE else 1)
+    return Bar(
+        row.system.removeprefix(f"{TWO_STAGE}: ") if row.system.startswith(SOURCE) else row.system,
+        found.mean or 0.0,
+        found.low,
+        found.high,
+        0 if row.system == TWO_STAGE else 1,
+    )
 
 
 def _estimate(found: Estimate | None) -> str:
@@ -279,13 +286,20 @@ def _best_other(table: Table, metric: str, judged: str) -> str:
     return max(others, key=lambda row: _mean(row, metric)).system if others else judged
 
 
-def _ours_first(rows: Sequence[Row]) -> list[Row]:
-    """Ours, then the others as they come, single sources last: there are only so many colours."""
-    return sorted(rows, key=lambda row: (row.system != TWO_STAGE, row.system.startswith(SOURCE)))
+def _drawn(table: Table, k: int) -> list[Row]:
+    """Our stages, then the others by ndcg, single sources last: there are only so many colours."""
+    ours = [TWO_STAGE, RETRIEVAL, BI_ENCODER]
+
+    def place(row: Row) -> tuple[int, bool, float]:
+        known = ours.index(row.system) if row.system in ours else len(ours)
+        return known, row.system.startswith(SOURCE), -_mean(row, f"ndcg@{k}")
+
+    return sorted(table.rows, key=place)[:COLOURS]
 
 
-def _left_out(table: Table) -> str:
-    names = [row.system for row in _ours_first(table.rows)[COLOURS:]]
+def _left_out(table: Table, k: int) -> str:
+    drawn = {row.system for row in _drawn(table, k)}
+    names = [row.system for row in table.rows if row.system not in drawn]
     return f'<p class="soft">Not drawn: {escape(", ".join(names))}.</p>' if names else ""
 
 

@@ -17,9 +17,10 @@ from recsys.bench import beyond, segments
 from recsys.bench.comparison import differences
 from recsys.bench.leaks import suspicions
 from recsys.bench.learned import tfidf_vectors
+from recsys.bench.names import BI_ENCODER, RETRIEVAL, SOURCE, TWO_STAGE
 from recsys.bench.protocols import COLD_USERS, DEPTH, Cut, Prepared, Protocol
 from recsys.bench.result import BenchResult, CutInfo, Estimate, Row, Table
-from recsys.bench.systems import RETRIEVAL, TWO_STAGE, Answers, variant_of
+from recsys.bench.systems import Answers
 from recsys.bundle import library_versions
 from recsys.profiling import machine
 from recsys.splits import hash_of
@@ -61,7 +62,12 @@ def report(
 
 
 def measure(
-    prepared: Prepared, answers: Sequence[Answers], *, notes: Sequence[str] = (), n_samples: int = N_SAMPLES
+    prepared: Prepared,
+    answers: Sequence[Answers],
+    *,
+    notes: Sequence[str] = (),
+    n_samples: int = N_SAMPLES,
+    reference: str | None = None,
 ) -> Measured:
     """Measure what the systems answered.
 
@@ -70,12 +76,13 @@ def measure(
         answers: of each system under each protocol of each cut, in the order of the rows.
         notes: further sentences, for example those of our fit.
         n_samples: of the bootstrap.
+        reference: the system that every other one is compared with; by default see `compared`.
     """
     tables, cut = prepared.tables, prepared.split
     names = list(dict.fromkeys(protocol.name for part in prepared.cuts for protocol in part.protocols))
     vectors = tfidf_vectors(item_texts(tables.items))
     per_user = _per_user(prepared, answers, vectors)
-    made = tuple(_protocol_table(name, prepared, answers, per_user, n_samples) for name in names)
+    made = tuple(_protocol_table(name, prepared, answers, per_user, n_samples, reference) for name in names)
     counts = {
         "interactions": tables.interactions.height,
         "items": tables.items.height,
@@ -174,7 +181,12 @@ def _asked(prepared: Prepared, answer: Answers) -> tuple[Cut, Protocol]:
 
 
 def _protocol_table(
-    name: str, prepared: Prepared, answers: Sequence[Answers], per_user: pl.DataFrame, n_samples: int
+    name: str,
+    prepared: Prepared,
+    answers: Sequence[Answers],
+    per_user: pl.DataFrame,
+    n_samples: int,
+    reference: str | None,
 ) -> Table:
     mine = [answer for answer in answers if answer.protocol == name]
     asked = [(cut, protocol) for cut in prepared.cuts for protocol in cut.protocols if protocol.name == name]
@@ -205,19 +217,24 @@ def _protocol_table(
             _row(system, [answer for answer in mine if answer.system == system], prepared, estimates(values, names, m))
             for (system, values), m in zip(columns.items(), means.values(), strict=True)
         ),
-        differences=differences(main, _pairs(systems), f"ndcg@{prepared.k}"),
+        differences=differences(main, compared(systems, reference), f"ndcg@{prepared.k}"),
         segments=parts,
         fairness=gaps,
     )
 
 
-def _pairs(systems: Sequence[str]) -> list[tuple[str, str]]:
-    """Both stages against everything else, stage 1 against all that is not ours; without ours, everything."""
-    ours = [name for name in (TWO_STAGE, RETRIEVAL) if name in systems]
-    if not ours:
+def compared(systems: Sequence[str], reference: str | None = None) -> list[tuple[str, str]]:
+    """Who is compared with whom: no more than somebody asks, since each comparison makes the others' verdicts stricter.
+
+    Both stages are compared with every other whole system, stage 1 with its parts. Without ours everything is compared
+    with everything, with a reference that system with all others.
+    """
+    if reference is None and not {TWO_STAGE, RETRIEVAL} & {*systems}:
         return [(name, other) for place, name in enumerate(systems) for other in systems[place + 1 :]]
-    pairs = [(name, other) for place, name in enumerate(ours) for other in systems if other not in ours[: place + 1]]
-    return [(name, other) for name, other in pairs if name == TWO_STAGE or variant_of(other) in (None, TWO_STAGE)]
+    main = reference or (TWO_STAGE if TWO_STAGE in systems else RETRIEVAL)
+    whole = [(main, name) for name in systems if name != main and (main != TWO_STAGE or not name.startswith(SOURCE))]
+    parts = [(RETRIEVAL, name) for name in systems if name == BI_ENCODER or name.startswith(SOURCE)]
+    return [*(whole if main in systems else []), *(parts if main == TWO_STAGE and RETRIEVAL in systems else [])]
 
 
 def estimates(values: FloatArray, names: Sequence[str], means: FloatArray) -> dict[str, Estimate]:

@@ -81,6 +81,7 @@ class Prepared:
         ks: all lengths, ascending.
         settings: how it was cut, for the result.
         notes: sentences that belong beside every number.
+        segments: columns of items and users to report by; without any, the first few that make groups.
     """
 
     dataset: str
@@ -92,6 +93,7 @@ class Prepared:
     ks: tuple[int, ...]
     notes: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    segments: tuple[str, ...] = ()
 
     @property
     def split(self) -> Split:
@@ -120,6 +122,7 @@ def prepare(
     repeats: Repeats = "auto",
     k: int = 10,
     ks: Sequence[int] = KS,
+    segments: Sequence[str] = (),
     progress: bool = False,
 ) -> Prepared:
     """Validate, cut, and decide what counts.
@@ -139,6 +142,7 @@ def prepare(
             where they are as common as `config.repeat_limit` says.
         k: main length of the lists, 1 to 100.
         ks: further lengths.
+        segments: columns of items and users whose groups are reported apart; by default the first few that make some.
         progress: show bars on stderr.
 
     Raises:
@@ -154,6 +158,7 @@ def prepare(
     config = replace(config or RecommenderConfig(), progress=progress)
     resolve_device(config.device)  # our fit would find out too, but minutes later
     tables = validate(dataset.interactions, dataset.items, dataset.users, unknown_items=config.unknown_items)
+    _check_segments(segments, tables)
     common = not decide_seen(tables.interactions, config, Notes(()))
     counted = common if repeats == "auto" else repeats == "yes"
     found = splits.split_all(
@@ -174,6 +179,7 @@ def prepare(
         k=k,
         ks=tuple(sorted({k, *ks})),
         settings=settings,
+        segments=tuple(segments),
         notes=(
             *tables.notes,
             *dict.fromkeys(note for cut in found for note in cut.notes),
@@ -185,6 +191,13 @@ def prepare(
             *_words(cuts, counted),
         ),
     )
+
+
+def _check_segments(names: Sequence[str], tables: Tables) -> None:
+    known = {*tables.items.columns, *(() if tables.users is None else tables.users.columns)} - {"item_id", "user_id"}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InvalidConfig(f"segments: no column {', '.join(unknown)}; there are {', '.join(sorted(known))}")
 
 
 def _protocols(cut: Split, *, repeats: bool) -> tuple[Protocol, ...]:

@@ -37,7 +37,9 @@ def run_bench(
     repeats: Repeats = "auto",
     k: int = 10,
     ks: Sequence[int] = KS,
+    segments: Sequence[str] = (),
     n_samples: int = N_SAMPLES,
+    reference: str | None = None,
     out: str | Path | None = None,
     tracker: Tracker | None = None,
     lists: Sequence[str | Path] = (),
@@ -57,7 +59,9 @@ def run_bench(
         repeats: whether repeated pairs count.
         k: main length of the lists.
         ks: further lengths.
+        segments: columns of items and users to report by.
         n_samples: of the bootstrap.
+        reference: the system that every other one is compared with; by default both stages are, where they are there.
         out: results folder to write; an older one is replaced. The logs of our trainings go to its sub-folder `logs`,
             where the configuration names no other, beside those of earlier runs.
         tracker: where the numbers go besides: "tensorboard" (into `logs` too), "wandb" or "mlflow".
@@ -67,7 +71,7 @@ def run_bench(
 
     Raises:
         InvalidData: a table or a file of lists breaks a rule, or there is nothing to test.
-        InvalidConfig: a value is out of its range, or the tracker is not installed.
+        InvalidConfig: a value is out of its range, the reference is no system, or the tracker is not installed.
         DeviceUnavailable: the configured device is not there.
         PublishRefused: the folder holds something else.
     """
@@ -76,17 +80,19 @@ def run_bench(
         refuse_foreign(Path(out))
     if tracker is not None:
         check_tracker(tracker, logs)
+    if reference is not None and reference not in systems:
+        raise InvalidConfig(f"reference {reference!r} is none of the systems {', '.join(systems)}")
     prepared = prepare(
         dataset, config,
         split=split, test_share=test_share, min_items=min_items, n_cuts=n_cuts, repeats=repeats, k=k, ks=ks,
-        progress=progress,
+        segments=segments, progress=progress,
     )  # fmt: skip
     others: list[Answers] = []
     for path in lists:  # before the fits, so that a fault in a file is told at once
         others += read_lists(path, prepared, [*systems, *(answer.system for answer in others)])
     answers, notes = ask(prepared, systems, log_folder=logs)
     answers += others
-    measured = measure(prepared, answers, notes=notes, n_samples=n_samples)
+    measured = measure(prepared, answers, notes=notes, n_samples=n_samples, reference=reference)
     if out is not None:
         write(measured, Path(out))
     if tracker is not None:

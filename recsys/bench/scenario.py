@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "min_items": (int,),
     "n_cuts": (int,),
     "repeats": (str,),
+    "segments": (list,),
     "n_samples": (int,),
     "ignore_columns": (list,),
     "config": (dict,),

@@ -11,14 +11,15 @@ import numpy as np
 import polars as pl
 
 from recsys import metrics
+from recsys.bench.groups import grouped
 from recsys.bench.protocols import Cut, Prepared
 from recsys.bench.result import Estimate, Fairness, Segment
 from recsys.bench.systems import Answers
 
 HISTORY_BANDS = (1, 5, 10, 20, 50)
-MAX_VALUES = 12
-MAX_COLUMNS = 6
-NOT_GROUPS = ("item_id", "user_id", "title", "description", "created_at", "price")
+LENGTHS = (*(f"{first}-{after - 1}" for first, after in pairwise(HISTORY_BANDS)), f"{HISTORY_BANDS[-1]}+")
+LENGTH = "history length"
+WARMTH = "items"
 POPULARITY = "item popularity"
 
 
@@ -37,34 +38,37 @@ def measure_segments(
     systems = list(dict.fromkeys(answer.system for answer in answers))
     if not systems:
         return (), ()
-    pairs = pl.concat([_pairs(prepared, cut, protocol) for cut in prepared.cuts])
+    parts = {cut.place: item_parts(prepared, cut) for cut in prepared.cuts}
+    people = user_parts(prepared)
+    pairs = pl.concat([_pairs(cut, protocol, parts[cut.place], people) for cut in prepared.cuts])
     places = {system: _places(prepared, [a for a in answers if a.system == system], pairs) for system in systems}
-    user_parts = [*([] if cold_users else ["history length"]), *user_columns(prepared)]
+    of_items = [name for name in parts[0].columns if name != "item_id"]
+    of_users = [*([] if cold_users else [LENGTH]), *people.columns[1:]]
     found: list[Segment] = []
-    for segment in ("items", POPULARITY, *item_columns(prepared), *user_parts):
-        values = pairs[segment].drop_nulls().unique().sort().to_list()
-        for value in values:
+    for segment in (*of_items, *of_users):
+        for value in pairs[segment].drop_nulls().unique().sort():
             found += _segment(segment, value, pairs, places, prepared, n_samples)
-    gaps = [row for segment in user_parts for row in _gaps(segment, found, systems, prepared.k)]
+    gaps = [row for segment in of_users for row in _gaps(segment, found, systems, prepared.k)]
     exposure = [
-        row for segment in (POPULARITY, *item_columns(prepared)) for row in _exposure(segment, prepared, answers)
+        row for segment in of_items if segment != WARMTH for row in _exposure(segment, parts, prepared, answers)
     ]
     return tuple(found), (*gaps, *exposure)
 
 
-def user_columns(prepared: Prepared) -> list[str]:
-    """Names of segments made of the users' columns with few values, such as "user: country"."""
+def user_parts(prepared: Prepared) -> pl.DataFrame:
+    """`user_id` and the users' columns as groups, such as "user: country"; one row a user."""
     users = prepared.tables.users
-    return [] if users is None else [f"user: {name}" for name in _groups(users, prepared)]
-
-
-def item_columns(prepared: Prepared) -> list[str]:
-    """Names of segments made of the items' columns with few values, such as "item: brand"."""
-    return [f"item: {name}" for name in _groups(prepared.tables.items, prepared)]
+    if users is None:
+        return prepared.tables.interactions.select("user_id").clear()
+    return (
+        grouped(users, "user_id", prepared.segments)
+        .rename(lambda name: f"user: {name}")
+        .rename({"user: user_id": "user_id"})
+    )
 
 
 def item_parts(prepared: Prepared, cut: Cut) -> pl.DataFrame:
-    """`item_id`, "items", "item popularity" and the items' columns, as strings; one row an item."""
+    """`item_id`, "items", "item popularity" and columns as groups, such as "item: brand"; one row an item."""
     items = prepared.tables.items
     counts = cut.split.train.group_by("item_id").agg(n=pl.len())
     known = items.select("item_id").join(counts, on="item_id", how="left").with_columns(pl.col("n").fill_null(0))
@@ -79,33 +83,28 @@ def item_parts(prepared: Prepared, cut: Cut) -> pl.DataFrame:
         .when(share < 2 / 3).then(pl.lit("middle"))
         .otherwise(pl.lit("tail"))
     )  # fmt: skip
+    warmth = pl.when(pl.col("n") > 0).then(pl.lit("warm")).otherwise(pl.lit("cold"))
     parts = ordered.select(
-        "item_id", pl.when(pl.col("n") > 0).then(pl.lit("warm")).otherwise(pl.lit("cold")).alias("items"),
-        band.alias(POPULARITY),
-    )  # fmt: skip
-    named = [pl.col(name).cast(pl.String).alias(f"item: {name}") for name in _groups(items, prepared)]
-    return parts.join(items.select("item_id", *named), on="item_id")
+        "item_id",
+        warmth.cast(pl.Enum(["warm", "cold"])).alias(WARMTH),
+        band.cast(pl.Enum(["head", "middle", "tail", "none"])).alias(POPULARITY),
+    )
+    columns = grouped(items, "item_id", prepared.segments).rename(lambda name: f"item: {name}")
+    return parts.join(columns, left_on="item_id", right_on="item: item_id")
 
 
-def _pairs(prepared: Prepared, cut: Cut, protocol: str) -> pl.DataFrame:
+def _pairs(cut: Cut, protocol: str, items: pl.DataFrame, people: pl.DataFrame) -> pl.DataFrame:
     """`cut`, `user_id`, `item_id` of the truth with a column for every segment."""
     truth = next((asked.truth for asked in cut.protocols if asked.name == protocol), None)
-    items = item_parts(prepared, cut)
     if truth is None:
         truth = cut.split.test.select("user_id", "item_id").clear()
     lengths = cut.split.train.group_by("user_id").agg(n=pl.len())
-    labels = [f"{first}-{after - 1}" for first, after in pairwise(HISTORY_BANDS)]
-    band = pl.lit(f"{HISTORY_BANDS[-1]}+")
-    for label, after in reversed(list(zip(labels, HISTORY_BANDS[1:], strict=True))):
+    band = pl.lit(LENGTHS[-1])
+    for label, after in reversed(list(zip(LENGTHS[:-1], HISTORY_BANDS[1:], strict=True))):
         band = pl.when(pl.col("n") < after).then(pl.lit(label)).otherwise(band)
+    band = pl.when(pl.col("n").is_not_null()).then(band).cast(pl.Enum(LENGTHS))
     pairs = truth.join(items, on="item_id", how="left").join(lengths, on="user_id", how="left")
-    band = pl.when(pl.col("n").is_null()).then(None).otherwise(band)
-    pairs = pairs.with_columns(band.alias("history length")).drop("n")
-    if prepared.tables.users is not None:
-        named = [
-            pl.col(name).cast(pl.String).alias(f"user: {name}") for name in _groups(prepared.tables.users, prepared)
-        ]
-        pairs = pairs.join(prepared.tables.users.select("user_id", *named), on="user_id", how="left")
+    pairs = pairs.with_columns(band.alias(LENGTH)).drop("n").join(people, on="user_id", how="left")
     return pairs.with_columns(cut=pl.lit(cut.place, dtype=pl.Int32))
 
 
@@ -172,35 +171,32 @@ def _gaps(segment: str, found: Sequence[Segment], systems: Sequence[str], k: int
     return rows
 
 
-def _exposure(segment: str, prepared: Prepared, answers: Sequence[Answers]) -> list[Fairness]:
+def _exposure(
+    segment: str, items: Mapping[int, pl.DataFrame], prepared: Prepared, answers: Sequence[Answers]
+) -> list[Fairness]:
     """Each group's share of the places in the lists, beside its share of the interactions in train."""
-    parts = {cut.place: item_parts(prepared, cut).select("item_id", group=pl.col(segment)) for cut in prepared.cuts}
+    parts = {place: part.select("item_id", group=pl.col(segment)) for place, part in items.items()}
     train = pl.concat([cut.split.train.join(parts[cut.place], on="item_id").select("group") for cut in prepared.cuts])
-    before = dict(train["group"].value_counts(normalize=True).iter_rows())
+    before, kind = _shares(train), parts[0].schema["group"]
+    groups = kind.categories if isinstance(kind, pl.Enum) else ()
     rows = []
     for system in dict.fromkeys(answer.system for answer in answers):
         lists = [answer for answer in answers if answer.system == system]
         shown = pl.concat(
             [metrics.first_k(a.lists, prepared.k).join(parts[a.cut], on="item_id").select("group") for a in lists]
         )
-        shares = dict(shown["group"].value_counts(normalize=True).iter_rows())
-        groups = sorted({name for name in (*before, *shares) if name is not None})
+        shares = _shares(shown)
         rows += [
             Fairness(
-                kind="exposure", segment=segment, system=system, value=float(shares.get(group, 0.0)),
-                reference=float(before.get(group, 0.0)), groups=[str(group)],
+                kind="exposure", segment=segment, system=system, value=shares.get(group, 0.0),
+                reference=before.get(group, 0.0), groups=[group],
             )
             for group in groups
+            if group in shares or group in before
         ]  # fmt: skip
     return rows
 
 
-def _groups(table: pl.DataFrame, prepared: Prepared) -> list[str]:
-    """Columns of text or truth values with 2 to `MAX_VALUES` values."""
-    kinds = (pl.String, pl.Boolean, pl.Categorical)
-    chosen = [
-        name
-        for name, kind in table.schema.items()
-        if name not in NOT_GROUPS and (kind in kinds or isinstance(kind, pl.Enum))
-    ]
-    return [name for name in chosen if 2 <= table[name].n_unique() <= MAX_VALUES][:MAX_COLUMNS]
+def _shares(shown: pl.DataFrame) -> dict[str, float]:
+    """Group to its share of the rows; items of no group count in the whole."""
+    return dict(shown["group"].value_counts(normalize=True).drop_nulls().iter_rows())

@@ -15,20 +15,15 @@ from tqdm import tqdm
 
 from recsys import baselines
 from recsys.bench import learned
+from recsys.bench.names import BI_ENCODER, BUY_AGAIN, NO_INTEREST, NO_TEXT, RETRIEVAL, SOURCE, TWO_STAGE
 from recsys.bench.protocols import COLD_USERS, DEPTH, Cut, Prepared
 from recsys.bench.protocols import Protocol as Asked
+from recsys.bench.sharing import Ours, SharedFits
 from recsys.config import RecommenderConfig
 from recsys.errors import InvalidConfig, InvalidData, UnknownUsers
 from recsys.profiling import Usage, metered
-from recsys.recommender import Recommender
 
-TWO_STAGE = "two-stage"
-RETRIEVAL = "two-stage: retrieval"
-BI_ENCODER = "two-stage: bi-encoder"
-NO_INTEREST = "two-stage: no interest"
-NO_TEXT = "two-stage: no text"
-SOURCE = "two-stage: source:"
-BUY_AGAIN = "buy-again"
+VARIANTS = (TWO_STAGE, NO_INTEREST, NO_TEXT)  # fits of ours; the first two share their stage 1
 BASELINES: dict[str, Callable[[], Any]] = {
     "popular": baselines.Popular,
     "recent-popular": baselines.RecentPopular,
@@ -87,16 +82,12 @@ class Answers:
     probabilities: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ours:
-    """Our recommender, fitted on train, and what that took."""
-
-    recommender: Recommender
-    fit: Usage
-
-
 def ask(
-    prepared: Prepared, systems: Systems = DEFAULT, *, log_folder: Path | None = None
+    prepared: Prepared,
+    systems: Systems = DEFAULT,
+    *,
+    log_folder: Path | None = None,
+    fits: SharedFits | None = None,
 ) -> tuple[list[Answers], tuple[str, ...]]:
     """Fit every system on every cut and ask it for lists under every protocol.
 
@@ -104,6 +95,7 @@ def ask(
         prepared: what is asked.
         systems: names, or objects by name.
         log_folder: for the logs of our trainings, a folder for each fit; not where the configuration names one.
+        fits: earlier ones, whose stage 1 may be taken over.
 
     Returns:
         The answers, cuts outermost, systems in the order given; and sentences of the fits.
@@ -117,6 +109,7 @@ def ask(
             check_name(name)
     answers: list[Answers] = []
     notes: list[str] = []
+    fits = fits or SharedFits()
     for cut in prepared.cuts:
         # The others come first, so that their peak memory does not hold our models.
         others = {name: system for name, system in named.items() if not _is_ours(system)}
@@ -125,12 +118,11 @@ def ask(
             answered, said = _ask_other(name, system, prepared, cut)
             found += answered
             notes += said
-        for variant in dict.fromkeys(variant_of(name) for name in named.values() if isinstance(name, str)):
-            if variant is not None:
-                ours = fit_ours(
-                    prepared, cut, variant=variant, log_folder=_log_folder(log_folder, prepared, cut, variant)
-                )
-                mine = [name for name in named.values() if isinstance(name, str) and variant_of(name) == variant]
+        for variant in VARIANTS:
+            mine = [name for name in named.values() if isinstance(name, str) and variant_of(name) == variant]
+            if mine:
+                logs = _log_folder(log_folder, prepared, cut, variant)
+                ours = fit_ours(prepared, cut, variant=variant, log_folder=logs, fits=fits)
                 found += ask_ours(prepared, ours, cut, names=mine)
                 notes += ours.recommender.notes
         places = {name: place for place, name in enumerate(named)}
@@ -163,7 +155,12 @@ def ask_baselines(prepared: Prepared) -> list[Answers]:
 
 
 def fit_ours(
-    prepared: Prepared, cut: Cut | None = None, *, variant: str = TWO_STAGE, log_folder: Path | None = None
+    prepared: Prepared,
+    cut: Cut | None = None,
+    *,
+    variant: str = TWO_STAGE,
+    log_folder: Path | None = None,
+    fits: SharedFits | None = None,
 ) -> Ours:
     """Fit our recommender on train and the whole catalogue.
 
@@ -172,6 +169,7 @@ def fit_ours(
         cut: whose train; the first cut's by default.
         variant: "two-stage", "two-stage: no interest" (without cross-encoder) or "two-stage: no text".
         log_folder: for the logs of its trainings, where the configuration names none.
+        fits: earlier ones, whose stage 1 may be taken over.
     """
     tables, train = prepared.tables, (cut or prepared.cuts[0]).split.train
     config: RecommenderConfig = prepared.config
@@ -182,14 +180,13 @@ def fit_ours(
         config, items = replace(config, n_interest=0), without_text(items)
     if log_folder is not None and config.training.log_folder is None:
         config = replace(config, training=replace(config.training, log_folder=str(log_folder)))
-    recommender, usage = metered(lambda: Recommender(config).fit(train, items, tables.users))
-    return Ours(recommender=recommender, fit=usage)
+    return (fits or SharedFits()).fit(train, items, config, tables.users)
 
 
 def _log_folder(folder: Path | None, prepared: Prepared, cut: Cut, variant: str) -> Path | None:
     if folder is None:
         return None
-    fit = variant.replace(": ", "-").replace(" ", "-")
+    fit = "two-stage-no-text" if variant == NO_TEXT else "two-stage"
     return folder / fit if len(prepared.cuts) == 1 else folder / f"{fit}-cut-{cut.place}"
 
 

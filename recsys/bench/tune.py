@@ -19,10 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from recsys import metrics
+from recsys.bench.names import TWO_STAGE
 from recsys.bench.protocols import Prepared, prepare
 from recsys.bench.result import as_json
+from recsys.bench.sharing import SharedFits
 from recsys.bench.space import Range, Space, Value, holds, value_of, with_values
-from recsys.bench.systems import TWO_STAGE, ask, variant_of
+from recsys.bench.systems import ask, variant_of
 from recsys.bundle import library_versions
 from recsys.config import RecommenderConfig, to_toml
 from recsys.datasets import Dataset
@@ -150,10 +152,10 @@ def tune(
     study = _study(folder, _plan(prepared, test_hash, space, system))
     end = None if timeout is None else time.monotonic() + timeout
 
-    made = _tuned(study, prepared, test_hash, space, system)
+    made, fits = _tuned(study, prepared, test_hash, space, system), SharedFits()
     with tqdm(total=n_trials, initial=len(made.trials), desc="trials", disable=not progress) as bar:
         while len(made.trials) < n_trials and (end is None or time.monotonic() < end):
-            _next(study, prepared, space, system)
+            _next(study, prepared, space, system, fits)
             made = _tuned(study, prepared, test_hash, space, system)
             _write(made, folder)
             bar.update(1)
@@ -176,13 +178,13 @@ def validation(dataset: Dataset, config: RecommenderConfig, **arguments: Any) ->
     return replace(prepared, cuts=tuple(part for part in cuts if part.protocols)), cut.test_hash
 
 
-def score(prepared: Prepared, system: str) -> float:
-    """Mean ndcg at k over all users of all cuts.
+def score(prepared: Prepared, system: str, fits: SharedFits | None = None) -> float:
+    """Mean ndcg at k over all users of all cuts; earlier fits lend their stage 1 where nothing that it reads changed.
 
     Raises:
         InvalidConfig: the system has no lists with these settings.
     """
-    answers, _ = ask(prepared, [system])
+    answers, _ = ask(prepared, [system], fits=fits)
     values = []
     for answer in answers:
         truth = prepared.cuts[answer.cut].protocols[0].truth
@@ -193,7 +195,7 @@ def score(prepared: Prepared, system: str) -> float:
     return float(np.concatenate(values).mean())
 
 
-def _next(study: Any, prepared: Prepared, space: Space, system: str) -> None:
+def _next(study: Any, prepared: Prepared, space: Space, system: str, fits: SharedFits) -> None:
     """Draw, fit, ask and keep one trial; an interruption leaves it among those that failed."""
     optuna = _optuna()
     ended = _ended(study)
@@ -206,7 +208,7 @@ def _next(study: Any, prepared: Prepared, space: Space, system: str) -> None:
     start = time.perf_counter()
     try:
         values = {key: _draw(trial, key, part) for key, part in space.items()}
-        found = score(replace(prepared, config=with_values(prepared.config, values)), system)
+        found = score(replace(prepared, config=with_values(prepared.config, values)), system, fits)
     except InvalidConfig as error:
         trial.set_user_attr("refused", str(error))
         trial.set_user_attr("seconds", time.perf_counter() - start)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from recsys.bench.names import NO_INTEREST, TWO_STAGE
 from recsys.bench.result import ResultFolder
 
-TWO_STAGE = "two-stage"
-NO_INTEREST = "two-stage: no interest"
 ON = ("protocol", "cut", "user_id", "item_id")
 
 

@@ -45,5 +45,5 @@ def test_nothing_to_draw_is_an_empty_chart():
 
 def test_labels_are_cut_and_escaped():
     drawn = bars([Bar("<b>" + "long " * 9, 1.0, 0.5, 1.5)], title="<t>")
-    assert "&lt;b&gt;long long long long…<title>&lt;b&gt;" in drawn
+    assert "&lt;b&gt;long long long lon…<title>&lt;b&gt;" in drawn
     assert "<b>" not in drawn

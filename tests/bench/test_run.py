@@ -12,8 +12,9 @@ from indexing.encoder import EncoderConfig
 from ranking.interest import InterestConfig
 from recsys import metrics
 from recsys.bench import Answers, ask_baselines, prepare, render, report, run_bench
+from recsys.bench.measure import compared
+from recsys.bench.names import BI_ENCODER, RETRIEVAL, TWO_STAGE
 from recsys.bench.result import BenchResult, ResultFolder, read_result
-from recsys.bench.systems import RETRIEVAL
 from recsys.bundle import library_versions
 from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset
@@ -177,7 +178,7 @@ class TestReport:
         assert table.rows[0].cold_recall is None
         assert "none" in render(report(warm, found))
 
-    def test_differences_are_paired_and_both_stages_meet_everybody(self, repeating):
+    def test_differences_are_paired_and_both_stages_meet_every_whole_system(self, repeating):
         good, bad = {"u": ["a"], "v": ["c"]}, {"u": ["b"], "v": ["b"]}
         answers = answers_of("repeats counted", popular=(bad, bad), two_stage=(good, good))
         retrieval = replace(answers[0], system=RETRIEVAL)
@@ -185,9 +186,30 @@ class TestReport:
         assert [(found.system, found.other, found.difference) for found in table.differences] == [
             ("two-stage", "popular", 1.0),
             ("two-stage", "two-stage: retrieval", 1.0),
-            ("two-stage: retrieval", "popular", 0.0),
         ]
         assert (table.differences[0].low, table.differences[0].high) == (1.0, 1.0)
+
+    @pytest.mark.parametrize(
+        ("systems", "reference", "expected"),
+        [
+            (["a", "b", "c"], None, ["a b", "a c", "b c"]),
+            (["a", "b", "c"], "b", ["b a", "b c"]),
+            (["a", "c"], "b", []),
+            (
+                ["a", BI_ENCODER, "two-stage: source:ease", RETRIEVAL, TWO_STAGE],
+                None,
+                [
+                    "two-stage a", "two-stage two-stage: bi-encoder", "two-stage two-stage: retrieval",
+                    "two-stage: retrieval two-stage: bi-encoder", "two-stage: retrieval two-stage: source:ease",
+                ],
+            ),
+            (["a", "two-stage: source:ease", RETRIEVAL], None,
+             ["two-stage: retrieval a", "two-stage: retrieval two-stage: source:ease"]),
+            (["a", TWO_STAGE], "a", ["a two-stage"]),
+        ],
+    )  # fmt: skip
+    def test_nobody_is_compared_who_was_not_asked_about(self, systems, reference, expected):
+        assert [" ".join(pair) for pair in compared(systems, reference)] == expected
 
     def test_a_result_says_what_it_was_measured_on(self, repeating):
         result = report(repeating, [], notes=["A note of the fit.", repeating.notes[-1]])
@@ -236,6 +258,15 @@ def result(folder):
     return folder.result
 
 
+def test_a_reference_is_the_only_one_that_is_compared(data):
+    names = ["popular", "item-knn", "recent-popular"]
+    table = run_bench(data, systems=names, reference="item-knn", n_samples=20).tables[0]
+    found = [(part.system, part.other) for part in table.differences]
+    assert found == [("item-knn", "popular"), ("item-knn", "recent-popular")]
+    with pytest.raises(InvalidConfig, match="reference 'best' is none of the systems popular, item-knn"):
+        run_bench(data, systems=names, reference="best")
+
+
 class TestRun:
     def test_all_systems_stand_in_the_table(self, result):
         (table,) = result.tables
@@ -256,7 +287,7 @@ class TestRun:
             assert row.fit_seconds > 0
             assert row.users_per_second > 0
             assert row.peak_mb > 10
-        assert len(table.differences) == 5 + 4
+        assert len(table.differences) == 5 + 1
 
     def test_our_rows_share_one_fit_and_its_candidates(self, result):
         stage1, both = result.tables[0].rows[-2:]

@@ -12,11 +12,9 @@ from indexing.encoder import EncoderConfig
 from ranking.interest import InterestConfig
 from recsys.bench import prepare, run_bench
 from recsys.bench.learned import CatalogueTooLarge, Ease, Ials, TfIdf
+from recsys.bench.names import NO_INTEREST, NO_TEXT, TWO_STAGE
 from recsys.bench.systems import (
     DEFAULT,
-    NO_INTEREST,
-    NO_TEXT,
-    TWO_STAGE,
     ask,
     ask_ours,
     check_name,

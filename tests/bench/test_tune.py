@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -9,14 +10,15 @@ import pytest
 
 from indexing.contrastive import ContrastiveConfig
 from indexing.encoder import EncoderConfig
+from recsys import pipeline
 from recsys.bench import cli, prepare, tune_page
 from recsys.bench import tune as module
+from recsys.bench.sharing import SharedFits
 from recsys.bench.space import Range, read_space, space_from_dict, with_values
-from recsys.bench.tune import tune, validation
+from recsys.bench.tune import score, tune, validation
 from recsys.config import RecommenderConfig, read_config, to_toml
 from recsys.datasets import Dataset
 from recsys.errors import InvalidConfig, PublishRefused
-from recsys.recommender import Recommender
 from recsys.synthetic import generate
 
 pytest.importorskip("optuna")
@@ -47,7 +49,7 @@ def formula(monkeypatch):
     """Scores by a formula with its best at a power of 0.5, in place of fits; what was asked is kept."""
     asked = []
 
-    def score(prepared, system):
+    def score(prepared, system, fits):
         asked.append(prepared.config)
         power, leaves = prepared.config.retriever.history_power, prepared.config.ranker.n_leaves
         if leaves > 50:
@@ -71,13 +73,13 @@ def test_validation_holds_no_row_of_the_test(data, kind):
 
 
 def test_other_test_rows_change_no_trial(data, config, tmp_path, monkeypatch):
-    fits, fit = [], Recommender.fit
+    fits, fit = [], SharedFits.fit
 
-    def spy(self, interactions, *tables):
+    def spy(self, interactions, *given):
         fits.append(interactions["timestamp"].max())
-        return fit(self, interactions, *tables)
+        return fit(self, interactions, *given)
 
-    monkeypatch.setattr(Recommender, "fit", spy)
+    monkeypatch.setattr(SharedFits, "fit", spy)
     as_of = prepare(data, config).split.as_of
     known = data.interactions.filter(pl.col("timestamp") < as_of)
     test = data.interactions.filter(pl.col("timestamp") >= as_of)
@@ -105,7 +107,7 @@ def test_a_search_that_was_stopped_finds_what_it_would_have_found(data, config, 
     assert len(tune(data, space, config, out=out, n_trials=3).trials) == 3
     ask = module.score
 
-    def interrupted(prepared, system):
+    def interrupted(prepared, system, fits):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "score", interrupted)
@@ -122,6 +124,18 @@ def test_a_search_that_was_stopped_finds_what_it_would_have_found(data, config, 
     assert len(formula) == n
     refused = [trial for trial in resumed.trials if trial.refused]
     assert all(trial.score is None and trial.values["ranker.n_leaves"] > 50 for trial in refused)
+
+
+def test_trials_share_stage_1_where_they_do_not_change_it(data, config, tmp_path, monkeypatch):
+    learnt = []
+    learn = pipeline.learn_first_stage
+    monkeypatch.setattr(pipeline, "learn_first_stage", lambda *given: learnt.append(1) or learn(*given))
+    space = space_from_dict({"retriever.history_power": {"low": 0.1, "high": 0.9}})
+    found = tune(data, space, config, out=tmp_path / "x", n_trials=2)
+    assert (len(found.trials), len(learnt)) == (2, 1)
+    prepared = validation(data, config, k=10, ks=(10,))[0]
+    second = replace(prepared, config=with_values(prepared.config, found.trials[1].values))
+    assert score(second, "two-stage") == found.trials[1].score
 
 
 def test_a_killed_search_goes_on(data, config, tmp_path, formula, monkeypatch):
@@ -191,7 +205,7 @@ def test_what_cannot_be_searched(data, config, tmp_path, monkeypatch):
         tune(data, space, config, out=tmp_path / "x", system="popular")
     with pytest.raises(InvalidConfig, match="n_trials is 0 and timeout None"):
         tune(data, space, config, out=tmp_path / "x", n_trials=0)
-    monkeypatch.setattr(module, "ask", lambda prepared, systems: ([], ()))
+    monkeypatch.setattr(module, "ask", lambda prepared, systems, fits: ([], ()))
     found = tune(data, space, config, out=tmp_path / "y", n_trials=1)
     assert found.trials[0].refused == "two-stage has no lists with these settings"
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
