@@ -203,6 +203,10 @@ class InterestModel:
         state = {"config": asdict(self.config), "seed": self.seed}
         (folder / _CONFIG_FILE).write_text(json.dumps(state, indent=2) + "\n")
 
+    def forget(self) -> None:
+        """Remember no score any more; a call that is under way keeps what it adds to itself."""
+        self._cache = ScoreCache(self.config.cache_size)
+
     @classmethod
     def load(cls, folder: Path, *, device: str) -> InterestModel:
         """Read what `save` wrote; the folder is the loaded model's checkpoint: a new `fit` starts from there.

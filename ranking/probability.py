@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ranking.model_names import check_model, model_names
+
 FloatArray = npt.NDArray[np.float64]
 Fit = Callable[[FloatArray, FloatArray, FloatArray], "Calibration"]
 
@@ -248,7 +250,11 @@ class ProbabilityHead:
 
     @classmethod
     def load(cls, folder: Path, config: HeadConfig, *, seed: int) -> Self:
-        """Read what `save` wrote. Check the files' hashes first: a damaged model can abort the process."""
+        """Read what `save` wrote. Check the files' hashes first: a damaged model can abort the process.
+
+        Raises:
+            ValueError: the model was trained on other features than `head.json` names.
+        """
         import lightgbm as lgb
 
         facts = json.loads((folder / "head.json").read_text(encoding="utf-8"))
@@ -256,6 +262,7 @@ class ProbabilityHead:
         head = cls(config, seed=seed)
         head.features = facts["features"]
         head._booster = lgb.Booster(model_file=folder / "model.txt")
+        check_model(head._booster, head.features, "probability head")
         head._calibration = Calibration(stored["method"], tuple(stored["x"]), tuple(stored["y"]))
         return head
 
@@ -294,6 +301,7 @@ class ProbabilityHead:
             self._matrix(rows),
             label=rows["label"].to_numpy(),
             weight=rows["weight"].to_numpy(),
+            feature_name=model_names(self.features),
             reference=reference,
         )
 

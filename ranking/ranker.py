@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ranking.model_names import check_model, model_names
+
 MAX_GROUP = 10_000  # LightGBM refuses longer queries
 MAX_LABEL = 30  # LightGBM's default label gains end here
 
@@ -142,12 +144,17 @@ class Ranker:
         """Read what `save` wrote, `config.n_seeds` models.
 
         Check the files' hashes first: a damaged model can abort the process.
+
+        Raises:
+            ValueError: a model was trained on other features than `features.json` names.
         """
         import lightgbm as lgb
 
         ranker = cls(config, seed=seed)
         ranker.features = json.loads((folder / "features.json").read_text(encoding="utf-8"))
         ranker._boosters = [lgb.Booster(model_file=folder / _model_file(row)) for row in range(config.n_seeds)]
+        for booster in ranker._boosters:
+            check_model(booster, ranker.features, "ranker")
         return ranker
 
     def _fitted(self) -> list[Any]:
@@ -208,6 +215,7 @@ class Ranker:
             self._matrix(rows),
             label=rows["label"].to_numpy(),
             group=group_sizes(rows),
+            feature_name=model_names(self.features),
             reference=reference,
         )
 

@@ -64,19 +64,27 @@ def distinct_texts(texts: Sequence[str]) -> list[str]:
     """The texts, each once, in their order; one string counts as one text.
 
     Raises:
-        InvalidData: one is not a string.
+        InvalidData: one is not a string, or not valid Unicode.
     """
     listed = [texts] if isinstance(texts, str) else list(texts)
-    wrong = [text for text in listed if not isinstance(text, str)]
+    wrong = [text for text in listed if not isinstance(text, str) or not _is_unicode(text)]
     if wrong:
         raise InvalidData(
             table="texts",
-            rule="must be strings",
+            rule="must be strings of valid Unicode",
             count=len(wrong),
             rows=wrong[:5],
-            remedy="give one text for each query or profile",
+            remedy="give one text for each query or profile, without lone surrogates",
         )
     return list(dict.fromkeys(listed))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def asked_alone(retriever: Retriever, sources: Iterable[str]) -> Retriever:

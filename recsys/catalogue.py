@@ -95,8 +95,8 @@ class Catalogue:
 
 
 def user_numbers(users: pl.DataFrame | None) -> pl.DataFrame | None:
-    """`user_id` and Float32 columns `user__*`; text columns become codes in order of their values."""
-    if users is None or users.width < 2:
+    """`user_id` and Float32 columns `user__*`, None where there is none; text becomes codes in order of the values."""
+    if users is None:
         return None
     extra = users.columns[1:]
     coded = [
@@ -104,7 +104,8 @@ def user_numbers(users: pl.DataFrame | None) -> pl.DataFrame | None:
         for name in extra
         if _is_group(users[name])
     ]
-    return pl.DataFrame([users["user_id"], *_numbers(users, extra, prefix="user__"), *coded])
+    numbers = _numbers(users, extra, prefix="user__")
+    return pl.DataFrame([users["user_id"], *numbers, *coded]) if numbers or coded else None
 
 
 def _numbers(table: pl.DataFrame, names: Sequence[str], *, prefix: str) -> list[pl.Series]:

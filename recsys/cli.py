@@ -170,15 +170,15 @@ def _recommend(arguments: argparse.Namespace) -> int:
     recommender = Recommender.load(arguments.model, device=arguments.device)
     recommender.config = replace(recommender.config, progress=not arguments.quiet)
     items = recommender.items
-    users = recommender.users if arguments.users is None else _ids(arguments.users, recommender.users)
+    users = recommender.users if arguments.users is None else read_ids(arguments.users, recommender.users)
     if users.is_empty():
         raise InvalidData(table=arguments.users, rule="names no user", remedy="give at least one user_id")
     lists: pl.DataFrame = recommender.recommend(
         users,
         arguments.k,
         filter_seen=FILTER_SEEN[arguments.filter_seen],
-        allow_items=None if arguments.allow is None else _ids(arguments.allow, items),
-        deny_items=None if arguments.deny is None else _ids(arguments.deny, items),
+        allow_items=None if arguments.allow is None else read_ids(arguments.allow, items),
+        deny_items=None if arguments.deny is None else read_ids(arguments.deny, items),
         rules=rules,
         on_unknown=arguments.on_unknown,
         details=arguments.details,
@@ -240,8 +240,12 @@ def config_of(arguments: argparse.Namespace, config: RecommenderConfig | None = 
     return config
 
 
-def _ids(source: str, known: pl.Series) -> pl.Series:
-    """Ids from a table's column of the name of `known`, or one a line; those read as text in the type of `known`."""
+def read_ids(source: str, known: pl.Series) -> pl.Series:
+    """Ids from a table's column of the name of `known`, or one a line; those read as text in the type of `known`.
+
+    Raises:
+        InvalidData: the file cannot be read, has no such column, or an id of another type.
+    """
     import polars as pl
 
     from recsys.schema import read_table

@@ -112,9 +112,9 @@ def normalise_timestamps(column: pl.Series, *, table: str) -> pl.Series:
 
 
 def numbers(frame: pl.DataFrame, name: str, *, table: str) -> pl.Series:
-    """Numbers as Float64: infinite ones are refused, NaN becomes null."""
+    """Numbers as Float64: infinite ones are refused, NaN becomes null; of a column without values the dtype is open."""
     column = frame[name]
-    if not (column.dtype.is_numeric() or column.dtype == pl.Null):
+    if not (column.dtype.is_numeric() or column.null_count() == len(column)):
         raise _wrong_dtype(frame, name, table, "numbers", "convert the column to numbers")
     column = column.cast(pl.Float64)
     refuse(

@@ -160,7 +160,7 @@ def delete_items(state: Fitted, ids: Iterable[Any]) -> Fitted:
 
 
 def delete_users(state: Fitted, ids: Iterable[Any], config: RecommenderConfig) -> tuple[Fitted, DeletionReceipt]:
-    """Remove people: their interactions, attributes, and what both added to counts and neighbours.
+    """Remove people: their interactions, attributes, what both added to counts and neighbours, and remembered scores.
 
     Raises:
         InvalidData: ids of another type than at fit, or nobody would be left.
@@ -184,6 +184,8 @@ def delete_users(state: Fitted, ids: Iterable[Any], config: RecommenderConfig) -
     )
     if not stored:
         return state, receipt
+    if state.interest is not None:
+        state.interest.forget()  # scores of their histories lie among the others
     return _renewed(replace(state, events=events, users=users), config, behaviour=None), receipt
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from recsys.cli import read_ids
 from recsys.cli import run as run_command
 from recsys.errors import InvalidConfig
 
@@ -60,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--version", metavar="VERSION", help="by default the live one")
     rollback = _command(commands, "rollback", _rollback, "make an older version live")
     rollback.add_argument("--to", metavar="VERSION", help="by default the one before")
+    receipt = _command(commands, "receipt", _receipt, "what each version holds of some people")
+    receipt.add_argument("--users", metavar="FILE|-", required=True, help="one id a line, or a table with user_id")
     prune = _command(commands, "prune", _prune, "remove old versions")
     prune.add_argument("--keep", type=int, default=3, help="newest versions that stay (3)")
     prune.add_argument("--pin", metavar="VERSION", action="append", default=[], help="one that stays too")
@@ -133,6 +136,22 @@ def _prune(arguments: argparse.Namespace) -> int:
 
     removed = open_store(arguments.store).prune(keep=arguments.keep, pinned=arguments.pin)
     _say(arguments, {"removed": removed}, f"removed: {', '.join(removed) or 'none'}")
+    return 0
+
+
+def _receipt(arguments: argparse.Namespace) -> int:
+    from recsys.rebuild.object_store import open_store
+    from recsys.rebuild.receipt import held, known_users
+
+    store = open_store(arguments.store)
+    users = read_ids(arguments.users, known_users(store)).unique()
+    found = held(store, users)
+    lines = [
+        f"{one.version}{' (live)' if one.live else ''}: {one.users:,} of {len(users):,} users, "
+        f"{one.interactions:,} interactions, {one.attributes:,} rows of attributes"
+        for one in found
+    ]
+    _say(arguments, {"users": len(users), "versions": [asdict(one) for one in found]}, "\n".join(lines))
     return 0
 
 

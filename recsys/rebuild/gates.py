@@ -172,7 +172,7 @@ def freshest(
 
 
 def golden(new: Fitted, lists: pl.DataFrame, gates: GatesConfig) -> GateResult:
-    """Share of the golden users who get as many items as there are for them, with finite scores."""
+    """Share of the golden users who get as many items as there are for them, finite scores; 0 where there is none."""
     people = golden_users(new, gates)
     shown = pl.DataFrame({"item_row": np.flatnonzero(new.catalogue.available).astype(np.int32)})
     own = new.events.join(people.to_frame("user_id"), on="user_id", how="semi").join(shown, on="item_row", how="semi")
@@ -182,7 +182,7 @@ def golden(new: Fitted, lists: pl.DataFrame, gates: GatesConfig) -> GateResult:
     hidden = pl.col("seen").fill_null(0) if new.hide_seen else pl.lit(0)
     wanted = pl.min_horizontal(pl.lit(gates.k), pl.lit(shown.height, dtype=pl.Int64) - hidden)
     full = (pl.col("had").fill_null(0) >= wanted) & pl.col("finite").fill_null(True)
-    value = float(table.select(full.mean()).item() if table.height else 0.0)
+    value = float(table.select(full.mean()).item() if table.height and shown.height else 0.0)
     return GateResult(name="golden", value=value, limit="1.0", passed=value == 1.0)
 
 

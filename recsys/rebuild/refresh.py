@@ -49,6 +49,7 @@ class Counts:
         kept: of them, those whose vector was carried over.
         encoded: of them, those that the encoder read.
         users: people with history.
+        forgotten: people whom the parent knew and the tables do not name.
         interactions: rows.
         late: interactions at or after `as_of`, which were left out.
     """
@@ -60,6 +61,7 @@ class Counts:
     kept: int
     encoded: int
     users: int
+    forgotten: int
     interactions: int
     late: int
 
@@ -117,7 +119,8 @@ def refresh(
     counts = Counts(
         items=len(catalogue), added=added, dropped=len(old) - (len(catalogue) - added),
         texts=len(catalogue.texts), kept=len(catalogue.texts) - encoded, encoded=encoded,
-        users=events["user_id"].n_unique(), interactions=events.height, late=late,
+        users=events["user_id"].n_unique(), forgotten=_forgotten(parent, events, tables.users),
+        interactions=events.height, late=late,
     )  # fmt: skip
     fitted = replace(
         parent, catalogue=catalogue, events=events, users=tables.users, towers=towers, snapshot=snapshot,
@@ -125,6 +128,15 @@ def refresh(
     )  # fmt: skip
     _same_features(fitted, config)
     return Refreshed(fitted, counts)
+
+
+def _forgotten(parent: Fitted, events: pl.DataFrame, users: pl.DataFrame | None) -> int:
+    """How many people the parent knew, by history or attributes, of whom nothing is left."""
+    before, now = (
+        pl.concat([table["user_id"] for table in tables if table is not None]).unique()
+        for tables in ((parent.events, parent.users), (events, users))
+    )
+    return int((~before.is_in(now.implode())).sum())
 
 
 def check_parts(fitted: Fitted, encoder: object) -> None:

@@ -241,7 +241,10 @@ class BundleWatcher:
 
 
 def _smoke(recommender: Recommender, version: str) -> None:
-    """It answers for somebody it knows, with finite scores."""
+    """Its models find their features, and it answers for somebody it knows, with finite scores."""
+    from recsys.rebuild.features import check_features
+
+    check_features(recommender._state, recommender.config)
     lists = recommender.recommend(recommender.users.head(2), 1, filter_seen=False)
     if lists.height == 0 or not all(math.isfinite(score) for score in lists["score"]):
         raise BundleCorrupt(f"version {version} loads but gives no list; keep what is served.")

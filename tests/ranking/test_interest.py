@@ -262,6 +262,14 @@ class TestCache:
         once = model.score(*PAIRS)
         assert model.fit(*planted_groups(12, seed=5)).score(*PAIRS).tobytes() != once.tobytes()
 
+    def test_forgets_what_it_is_told_to(self, model, passes):
+        first = model.score(*PAIRS)
+        n_passes = len(passes)
+        model.forget()
+        assert len(model._cache) == 0
+        assert model.score(*PAIRS).tobytes() == first.tobytes()
+        assert len(passes) == 2 * n_passes
+
     def test_is_not_saved(self, model, tmp_path):
         model.score(*PAIRS)
         model.save(tmp_path / "again")

@@ -1,6 +1,7 @@
 """A tiny model, its tables, and a store in which it is live."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ import polars as pl
 import pytest
 
 from recsys import Recommender
+from recsys.bundle import MANIFEST, open_bundle, seal_bundle
 from recsys.config import config_from_dict
 from recsys.rebuild import job
 from recsys.rebuild.gates import GateResult
@@ -75,6 +77,38 @@ def store(model: Path, tmp_path: Path) -> Store:
     made = Store.create(tmp_path / "store")
     init(made, model, now=NOW)
     return made
+
+
+@pytest.fixture
+def resealed(model: Path, tmp_path: Path) -> Callable[[Callable[[Path], object]], Path]:
+    """A copy of the model, changed and sealed again: every checksum holds."""
+
+    def make(change: Callable[[Path], object]) -> Path:
+        folder = tmp_path / "resealed"
+        shutil.copytree(model, folder)
+        metadata = open_bundle(folder).metadata
+        (folder / MANIFEST).unlink()
+        change(folder)
+        seal_bundle(folder, metadata)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def still_serves(data: Synthetic) -> Callable[[Store], None]:
+    """What is live is whole, and three people get five items each."""
+
+    def look(store: Store) -> None:
+        current = store.current()
+        assert current is not None
+        store.verify()
+        people = data.interactions["user_id"].unique().sort().head(3).to_list()
+        lists = Recommender.load(store.bundle(current.version), device="cpu").recommend(people, 5)
+        assert lists.height == 15
+        assert lists["score"].is_finite().all()
+
+    return look
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -88,6 +89,50 @@ def test_exit_codes(store: str, tables: Path, tmp_path: Path, capsys: pytest.Cap
     with Store.open(Path(store)).lock("another"):
         assert main(arguments(store, tables)) == 75
     assert Store.open(Path(store)).current() == before
+
+
+@pytest.mark.usefixtures("no_other_process")
+def test_a_deleted_person_is_gone_and_a_receipt_says_so(
+    store: str, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*command: str) -> Any:
+        assert main([*command, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    interactions = pl.read_parquet(tables / "interactions.parquet")
+    person = interactions["user_id"][0]
+    rows = interactions.filter(pl.col("user_id") == person).height
+    interactions.filter(pl.col("user_id") != person).write_parquet(tmp_path / "interactions.parquet")
+    (tmp_path / "people.txt").write_text(f"{person}\nnobody\n")
+    asked = ["receipt", "--store", store, "--users", str(tmp_path / "people.txt")]
+    first = told(*asked)
+    assert first["users"] == 2
+    assert [(one["live"], one["users"], one["interactions"]) for one in first["versions"]] == [(True, 1, rows)]
+    given = ["--interactions", str(tmp_path / "interactions.parquet"), "--items", str(tables / "items.parquet")]
+    result = told("run", "--store", store, *given)
+    assert result["counts"]["forgotten"] == 1
+    assert told("verify", "--store", store)["metadata"]["counts"]["forgotten"] == 1
+    old, new = told(*asked)["versions"]
+    assert (new["version"], new["live"], new["users"], new["interactions"]) == (result["version"], True, 0, 0)
+    assert (old["live"], old["interactions"]) == (False, rows)
+    assert main(asked) == 0
+    assert f"{result['version']} (live): 0 of 2 users, 0 interactions, 0 rows of attributes" in capsys.readouterr().out
+    given[-1] = str(tables / "changed.parquet")
+    assert main(["run", "--store", store, *given]) == 0  # one more night, and nothing is left of him
+    assert main(["prune", "--store", store, "--keep", "0"]) == 0
+    for path in Path(store).rglob("*"):
+        if path.suffix == ".parquet":
+            for column in pl.read_parquet(path).select(pl.col(pl.String)):
+                assert person not in column.to_list(), path
+        elif path.is_file():
+            assert str(person).encode() not in path.read_bytes(), path
+
+
+def test_a_receipt_needs_a_live_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Store.create(tmp_path / "empty").root
+    (tmp_path / "people.txt").write_text("ada\n")
+    assert main(["receipt", "--store", str(place), "--users", str(tmp_path / "people.txt")]) == 69
+    assert "has no live version yet; recsys-rebuild init makes the first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -151,6 +151,8 @@ class TestUserNumbers:
             assert numbers is not None
             assert numbers.columns == ["user_id", "user__row"]
 
-    @pytest.mark.parametrize("users", [None, pl.DataFrame({"user_id": ["u"]})])
+    @pytest.mark.parametrize(
+        "users", [None, pl.DataFrame({"user_id": ["u"]}), pl.DataFrame({"user_id": ["u", "v"], "city": ["x", "x"]})]
+    )
     def test_are_none_where_nothing_is_known(self, users):
         assert user_numbers(users) is None

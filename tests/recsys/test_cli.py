@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from recsys import cli
-from recsys.cli import _ids, exit_code, main
+from recsys.cli import exit_code, main, read_ids
 from recsys.errors import (
     BundleCorrupt,
     BundleIncompatible,
@@ -196,26 +196,26 @@ class TestIds:
 
     def test_text_becomes_numbers_where_the_model_has_numbers(self, tmp_path):
         (tmp_path / "users.txt").write_text("\ufeff12\r\n7\r\n", encoding="utf-8")
-        assert _ids(str(tmp_path / "users.txt"), self.NUMBERS).to_list() == [12, 7]
+        assert read_ids(str(tmp_path / "users.txt"), self.NUMBERS).to_list() == [12, 7]
 
     def test_numbers_of_a_csv_file_become_text_where_the_model_has_text(self, tmp_path):
         pl.DataFrame({"user_id": [12, 7]}).write_csv(tmp_path / "users.csv")
-        assert _ids(str(tmp_path / "users.csv"), self.STRINGS).to_list() == ["12", "7"]
+        assert read_ids(str(tmp_path / "users.csv"), self.STRINGS).to_list() == ["12", "7"]
 
     @pytest.mark.parametrize("spelling", ["007", "ada", "1.0"])
     def test_text_that_is_no_number_is_refused(self, tmp_path, spelling):
         (tmp_path / "users.txt").write_text(f"12\n{spelling}\n")
         with pytest.raises(InvalidData, match=rf"an id must be Int64, .* 1 of 2 rows\. first: '{spelling}'"):
-            _ids(str(tmp_path / "users.txt"), self.NUMBERS)
+            read_ids(str(tmp_path / "users.txt"), self.NUMBERS)
 
     def test_typed_ids_stay_as_they_are(self, tmp_path):
         pl.DataFrame({"user_id": [12, 7]}).write_parquet(tmp_path / "users.parquet")
-        assert _ids(str(tmp_path / "users.parquet"), self.STRINGS).dtype == pl.Int64
+        assert read_ids(str(tmp_path / "users.parquet"), self.STRINGS).dtype == pl.Int64
 
     def test_a_table_without_the_column(self, tmp_path):
         pl.DataFrame({"who": [12]}).write_csv(tmp_path / "users.csv")
         with pytest.raises(InvalidData, match=r"required column is missing; there are: who\. rename one to user_id"):
-            _ids(str(tmp_path / "users.csv"), self.STRINGS)
+            read_ids(str(tmp_path / "users.csv"), self.STRINGS)
 
     @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
     def test_what_is_no_text(self, tmp_path, content):
@@ -223,7 +223,7 @@ class TestIds:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(InvalidData, match=r"cannot be read as text .* one user_id a line"):
-            _ids(str(path), self.STRINGS)
+            read_ids(str(path), self.STRINGS)
 
 
 class TestExitCodes:

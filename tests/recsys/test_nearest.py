@@ -41,8 +41,9 @@ class TestSearch:
         assert fitted.search(["a b", "a b"], k=2).equals(fitted.search("a b", k=2))
 
     def test_refuses_what_is_no_text(self, fitted):
-        with pytest.raises(InvalidData, match="must be strings"):
-            fitted.search(["a", 7])
+        for wrong in (["a", 7], ["a", "\ud800"]):
+            with pytest.raises(InvalidData, match=r"strings of valid Unicode\. 1 row.* without lone surrogates"):
+                fitted.search(wrong)
 
 
 class TestSources:

@@ -1,11 +1,13 @@
 """What changes between two rebuilds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from ranking.interest import InterestConfig, InterestModel
 from recsys import Recommender
 from recsys.config import config_from_dict
 from recsys.errors import InvalidData
@@ -99,6 +101,16 @@ def test_deleted_users_are_nowhere_in_the_next_save(served: Recommender, data: S
     assert served.recommend([user], 3, details=True)["is_fallback"].all()
     with pytest.raises(InvalidData, match="names everybody"):
         served.delete_users(served.users)
+
+
+def test_scores_of_deleted_users_are_not_remembered(served: Recommender, tiny_bert: str) -> None:
+    model = InterestModel(InterestConfig(max_tokens=16), checkpoint=tiny_bert, device="cpu", seed=0)
+    model._cache.put([b"history and item"], [0.5])
+    served._fitted = replace(served._state, interest=model)
+    served.delete_users(["nobody"])
+    assert len(model._cache) == 1
+    served.delete_users(served.users.head(1))
+    assert len(model._cache) == 0
 
 
 def test_new_interactions_count_and_repeated_ones_do_not(served: Recommender, data: Synthetic) -> None:

@@ -173,6 +173,14 @@ class TestNotes:
         assert "items: 1 of 2 price are NaN and read as null." in tables.notes
         assert tables.interactions["value"].null_count() == 2
 
+    def test_a_column_without_values_has_no_dtype_yet(self, tmp_path):
+        """A CSV file cannot say that an empty column would hold numbers."""
+        interactions(value=[None, None, None]).write_csv(tmp_path / "i.csv")
+        items(price=[None, None]).write_csv(tmp_path / "items.csv")
+        tables = validate(tmp_path / "i.csv", tmp_path / "items.csv")
+        assert tables.interactions["value"].dtype == tables.items["price"].dtype == pl.Float64
+        assert tables.interactions["value"].null_count() == 3
+
     def test_every_note_is_logged_and_drops_are_warnings(self, caplog):
         with caplog.at_level(logging.INFO, logger="recsys"):
             tables = validate(interactions(item_id=["a", "b", "zzz"]), items())
