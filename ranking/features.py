@@ -9,18 +9,21 @@ already.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ranking.statistics import CLOCKS, DAY, ITEM, PRICE, USER, FeatureConfig, item_statistics
+from ranking.statistics import DAY, ITEM, USER, FeatureConfig, ItemTable, item_statistics
 
-__all__ = ["DAY", "FeatureConfig", "build_features", "feature_names", "item_statistics"]
+__all__ = ["DAY", "Columns", "FeatureConfig", "ItemTable", "build_features", "feature_names", "item_statistics"]
 
 Rows = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
-Columns = dict[str, npt.NDArray[np.floating]]
+Columns = dict[str, npt.NDArray[Any]]
+"""A table of pairs as arrays by name, NaN where there is nothing: a frame of as many columns takes a request longer to
+put together than to fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,49 +87,45 @@ class _Groups:
 
 
 def build_features(
-    pairs: pl.DataFrame,
+    pairs: Columns,
     history: pl.DataFrame,
-    statistics: pl.DataFrame,
+    table: ItemTable,
     moments: pl.DataFrame,
     config: FeatureConfig,
     kinds: Sequence[str] = (),
-) -> pl.DataFrame:
+) -> Columns:
     """Add behavioural features to (user, item) pairs.
 
     Args:
         pairs: `user_row`, `item_row` and any further columns, which stay as they are.
         history: `user_row`, `item_row`, `seconds` and, with `kinds`, `event_row` of the pairs' users, all before each
             user's moment.
-        statistics: from `item_statistics`, in order of `item_row`, and any further numeric columns. A column
-            `item__price` is taken for the price.
+        table: of the items.
         moments: `user_row`, `moment` (Float64, Unix seconds), one row for every user of the pairs.
         config: windows.
         kinds: names of the kinds of events, by `event_row`.
 
     Returns:
-        The pairs in their order with Float32 columns `pair_*`, `user_*`, `item_*` and `<group>_*` added; null where
+        The pairs in their order with float32 columns `pair_*`, `user_*`, `item_*` and `<group>_*` added; NaN where
         there is nothing to count from.
 
     Raises:
         ValueError: a history row lies at or after its user's moment.
     """
-    users, items = (pairs[name].to_numpy().astype(np.int64) for name in (USER, ITEM))
+    users, items = (pairs[name].astype(np.int64) for name in (USER, ITEM))
     known = moments[USER].to_numpy()
     moment = np.full(int(known.max(initial=0)) + 1, np.nan)
     moment[known] = moments["moment"].to_numpy()
     events = _events(history, moment)
-    keys = [name for name in statistics.columns if statistics.schema[name] == pl.Int32 and name != ITEM]
-    with np.errstate(divide="ignore", invalid="ignore"):  # nothing to count from is NaN, and null in the end
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing to count from is NaN
         columns = _user_features(events, users, config, kinds)
-        columns |= _pair_features(events, users, items, len(statistics), columns["user_events"], config)
-        for key in keys:
-            codes = statistics[key].to_numpy()
+        columns |= _pair_features(events, users, items, len(table), columns["user_events"], config)
+        for key, codes in table.codes.items():
             columns |= _affinity(events, users, items, codes, key, columns["user_events"])
-        columns |= _taste(events, users, items, statistics)
-        columns |= _clock(statistics, items, moment[users])
-    shown = [name for name in statistics.columns if name not in (ITEM, *keys, *CLOCKS)]
-    own = pl.DataFrame({name: values.astype(np.float32) for name, values in columns.items()}, nan_to_null=True)
-    return pl.concat([pairs, statistics[shown][pairs[ITEM]], own], how="horizontal")
+        columns |= _taste(events, users, items, table)
+        columns |= _clock(table, items, moment[users])
+    shown = dict(zip(table.names, table.values[items].T, strict=True))
+    return pairs | shown | {name: values.astype(np.float32) for name, values in columns.items()}
 
 
 def feature_names(frame: pl.DataFrame, *, exclude: tuple[str, ...]) -> list[str]:
@@ -216,7 +215,7 @@ def _affinity(
     events: _Events,
     users: Rows,
     items: Rows,
-    codes: npt.NDArray[np.int32],
+    codes: Rows,
     key: str,
     user_events: npt.NDArray[np.floating],
 ) -> Columns:
@@ -232,19 +231,18 @@ def _affinity(
     }
 
 
-def _taste(events: _Events, users: Rows, items: Rows, statistics: pl.DataFrame) -> Columns:
+def _taste(events: _Events, users: Rows, items: Rows, table: ItemTable) -> Columns:
     """How popular and how dear the user's items are, and how far the candidate lies from that."""
     groups = _Groups.of(events.users)
     places = groups.places(users)
-    popularity = statistics["item_popularity_percentile"].to_numpy()
+    popularity = table.values[:, table.names.index("item_popularity_percentile")]
     usual = _at(groups.sum(popularity[events.items]) / groups.sizes(), places)
     columns: Columns = {"user_popularity_mean": usual, "pair_popularity_gap": popularity[items] - usual}
-    if PRICE in statistics.columns and statistics[PRICE].null_count() < statistics.height:
-        price = statistics[PRICE].to_numpy()
-        paid = price[events.items]
+    if table.price is not None:
+        paid, price = table.price[events.items], table.price[items]
         mean = _at(groups.sum(paid) / groups.sum(~np.isnan(paid)), places)
-        columns |= {"user_price_mean": mean, "user_price_gap": _ratio(price[items] - mean, mean)}
-        columns["user_price_percentile"] = _percentiles(events.users, paid, users, price[items])
+        columns |= {"user_price_mean": mean, "user_price_gap": _ratio(price - mean, mean)}
+        columns["user_price_percentile"] = _percentiles(events.users, paid, users, price)
     return columns
 
 
@@ -265,11 +263,10 @@ def _percentiles(owners: Rows, paid: Numbers, users: Rows, price: Numbers) -> Nu
     return np.where(np.isnan(price), np.nan, below / total)
 
 
-def _clock(statistics: pl.DataFrame, items: Rows, moment: Numbers) -> Columns:
+def _clock(table: ItemTable, items: Rows, moment: Numbers) -> Columns:
     """How much more often than others the item, and its category, is taken at the hour and weekday of the moment."""
-    found = [name for name in CLOCKS if name in statistics.columns]
     places: Mapping[str, Rows] = {
         "hour": (moment % DAY // 3600).astype(np.int64),
         "weekday": (moment // DAY % 7).astype(np.int64),
     }
-    return {f"{name}_lift": statistics[name].to_numpy()[items, places[name.rsplit("_", 1)[1]]] for name in found}
+    return {f"{name}_lift": lifts[items, places[name.rsplit("_", 1)[1]]] for name, lifts in table.clocks.items()}

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ranking.features import Columns
 from ranking.model_names import check_model, model_names
 
 MAX_GROUP = 10_000  # LightGBM refuses longer queries
@@ -105,8 +106,8 @@ class Ranker:
         """How many trees a score comes from; with several seeds their mean, rounded."""
         return round(float(np.mean([booster.best_iteration or booster.num_trees() for booster in self._fitted()])))
 
-    def predict(self, rows: pl.DataFrame) -> npt.NDArray[np.float64]:
-        """Scores, float64 (n_rows,).
+    def predict(self, rows: pl.DataFrame | Columns) -> npt.NDArray[np.float64]:
+        """Scores, float64 (n_rows,), of a frame or of arrays by name.
 
         Raises:
             RuntimeError: not fitted.
@@ -114,7 +115,7 @@ class Ranker:
         """
         return self._mean(rows)
 
-    def contributions(self, rows: pl.DataFrame) -> npt.NDArray[np.float64]:
+    def contributions(self, rows: pl.DataFrame | Columns) -> npt.NDArray[np.float64]:
         """What each feature adds to the score of each row, float64 (n_rows, n_features + 1), by LightGBM's own SHAP.
 
         Columns are in the order of `features`; the last one is the bias. A row sums to its score.
@@ -174,13 +175,13 @@ class Ranker:
             callbacks = [lgb.early_stopping(self.config.early_stopping, verbose=False)]
         return lgb.train(self._parameters(seed), dataset, n_trees, valid_sets=valid_sets, callbacks=callbacks)
 
-    def _mean(self, rows: pl.DataFrame, **asked: bool) -> npt.NDArray[np.float64]:
+    def _mean(self, rows: pl.DataFrame | Columns, **asked: bool) -> npt.NDArray[np.float64]:
         """What the models predict, on average."""
         boosters = self._fitted()
         _check_columns(rows, self.features)
-        if rows.is_empty():
-            return np.zeros(0)
         matrix, threads = self._matrix(rows), self.config.n_threads or None
+        if not len(matrix):
+            return np.zeros(0)
         parts = [booster.predict(matrix, num_threads=threads, **asked) for booster in boosters]
         mean: npt.NDArray[np.float64] = np.mean(np.asarray(parts, dtype=np.float64), axis=0)
         return mean
@@ -219,18 +220,26 @@ class Ranker:
             reference=reference,
         )
 
-    def _matrix(self, rows: pl.DataFrame) -> npt.NDArray[np.float32]:
-        return np.stack([rows[name].cast(pl.Float32).to_numpy() for name in self.features], axis=1)  # null is NaN
+    def _matrix(self, rows: pl.DataFrame | Columns) -> npt.NDArray[np.float32]:
+        """Float32 (n_rows, n_features), NaN for null, one feature after the other in memory."""
+        columns = rows.select(self.features).to_dict() if isinstance(rows, pl.DataFrame) else rows
+        return np.stack([_numbers(columns[name]) for name in self.features]).T
 
 
 def _model_file(row: int) -> str:
     return f"model-{row}.txt" if row else "model.txt"
 
 
-def _check_columns(rows: pl.DataFrame, features: list[str]) -> None:
+def _numbers(column: pl.Series | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    values = column.cast(pl.Float32).to_numpy() if isinstance(column, pl.Series) else column
+    return values.astype(np.float32, copy=False)
+
+
+def _check_columns(rows: pl.DataFrame | Columns, features: list[str]) -> None:
     if not features:
         raise ValueError("ranker: there are no features; name at least one numeric column")
-    missing = [name for name in features if name not in rows.columns]
+    known = set(rows.columns if isinstance(rows, pl.DataFrame) else rows)
+    missing = [name for name in features if name not in known]
     if missing:
         raise ValueError(f"ranker: {len(missing)} feature columns are missing, first: {missing[:5]}")
 

@@ -25,9 +25,21 @@ def top_k(scored: pl.DataFrame, k: int) -> pl.DataFrame:
     Returns:
         Sorted by `user_row` and `rank` (Int32, from 1, best first); equal scores are ordered by `item_row`.
     """
-    ordered = scored.sort(["user_row", "score", "item_row"], descending=[False, True, False])
-    ranked = ordered.with_columns(rank=pl.int_range(1, pl.len() + 1, dtype=pl.Int32).over("user_row"))
-    return ranked.filter(pl.col("rank") <= k)
+    users, items, scores = (scored[name].to_numpy() for name in ("user_row", "item_row", "score"))
+    places, ranks = best_places(users, items, scores, k)
+    return scored[places].with_columns(rank=pl.Series(ranks))
+
+
+def best_places(
+    users: npt.NDArray[np.integer], items: npt.NDArray[np.integer], scores: npt.NDArray[np.floating], k: int
+) -> tuple[Codes, npt.NDArray[np.int32]]:
+    """Where the rows of `top_k` lie, int64 (n,), and their ranks, int32 (n,)."""
+    order = np.lexsort((items, -scores, users))
+    owners = users[order]
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    ranks = np.arange(1, len(order) + 1) - np.repeat(starts, np.diff(starts, append=len(order)))
+    kept = ranks <= k
+    return order[kept], ranks[kept].astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

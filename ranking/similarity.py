@@ -11,6 +11,8 @@ import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 
+from ranking.features import Columns
+
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 DETAILS = ("max", "mean", "last")
@@ -76,9 +78,7 @@ class NeighbourSpace:
 Space = VectorSpace | NeighbourSpace
 
 
-def add_similarity(
-    pairs: pl.DataFrame, history: pl.DataFrame, spaces: Mapping[str, Space], *, newest: int
-) -> pl.DataFrame:
+def add_similarity(pairs: Columns, history: pl.DataFrame, spaces: Mapping[str, Space], *, newest: int) -> Columns:
     """Compare the items of (user, item) pairs with what their users took last.
 
     Args:
@@ -89,21 +89,21 @@ def add_similarity(
         newest: events of each user that are compared with, of those that the space can compare.
 
     Returns:
-        The pairs in their order with Float32 columns `similarity_<space>_max`, `_mean` and `_last` (the newest event);
-        null for a user of whose history nothing can be compared, and for an item that cannot.
+        The pairs in their order with float32 columns `similarity_<space>_max`, `_mean` and `_last` (the newest event);
+        NaN for a user of whose history nothing can be compared, and for an item that cannot.
     """
-    users, items = (pairs[name].to_numpy().astype(np.int64) for name in ("user_row", "item_row"))
+    users, items = (pairs[name].astype(np.int64) for name in ("user_row", "item_row"))
     owners, taken = (history[name].to_numpy().astype(np.int64) for name in ("user_row", "item_row"))
     order = np.argsort(users, kind="stable")
-    columns: dict[str, Scores] = {}
+    columns: Columns = {}
     for name, space in spaces.items():
         known = space.known(taken)
-        values = np.full((len(DETAILS), len(pairs)), np.nan, dtype=np.float32)
+        values = np.full((len(DETAILS), len(users)), np.nan, dtype=np.float32)
         for chosen, recent in _by_user(users, order, owners[known], taken[known], newest):
             likeness = space.compare(items[chosen], recent)
             values[:, chosen] = likeness.max(axis=0), likeness.mean(axis=0), likeness[-1]
         columns |= {f"similarity_{name}_{detail}": row for detail, row in zip(DETAILS, values, strict=True)}
-    return pl.concat([pairs, pl.DataFrame(columns, nan_to_null=True)], how="horizontal") if columns else pairs
+    return pairs | columns
 
 
 def _by_user(users: Rows, order: Rows, owners: Rows, taken: Rows, newest: int) -> Iterator[tuple[Rows, Rows]]:

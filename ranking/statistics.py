@@ -4,8 +4,9 @@ Owns counts, recency, trends, popularity, kinds of events and times of day of th
 single user did is `ranking/features.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,43 @@ class FeatureConfig:
             raise ValueError(f"features: windows_days={self.windows_days} must ascend without repetition")
         if self.similar_length < 1:
             raise ValueError(f"features: similar_length={self.similar_length} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTable:
+    """Item statistics as arrays, so that a request gathers the rows of its candidates and no more.
+
+    Attributes:
+        names: of the features.
+        values: float32 (n_items, n_features), NaN where nothing is known.
+        codes: group keys, int64 (n_items,), by name.
+        clocks: float32 (n_items, 24 or 7), by name, those of `CLOCKS` that are there.
+        price: float64 (n_items,) of the column `item__price`, NaN without one; None where no item has one.
+    """
+
+    names: tuple[str, ...]
+    values: npt.NDArray[np.float32]
+    codes: Mapping[str, npt.NDArray[np.int64]]
+    clocks: Mapping[str, npt.NDArray[np.float32]]
+    price: npt.NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, statistics: pl.DataFrame) -> Self:
+        """From what `item_statistics` gives and any further numeric columns, in order of `item_row`."""
+        keys = [name for name, dtype in statistics.schema.items() if dtype == pl.Int32 and name != ITEM]
+        names = tuple(name for name in statistics.columns if name not in (ITEM, *keys, *CLOCKS))
+        has_price = PRICE in names and statistics[PRICE].null_count() < statistics.height
+        return cls(
+            names,
+            np.ascontiguousarray(statistics.select(pl.col(names).cast(pl.Float32)).to_numpy()),
+            {name: statistics[name].to_numpy().astype(np.int64) for name in keys},
+            {name: statistics[name].to_numpy() for name in CLOCKS if name in statistics.columns},
+            statistics[PRICE].cast(pl.Float64).to_numpy() if has_price else None,
+        )
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.values)
 
 
 def item_statistics(

@@ -12,16 +12,18 @@ import numpy.typing as npt
 import polars as pl
 from tqdm import tqdm
 
-from ranking.rerank import top_k
+from ranking.features import Columns
+from ranking.rerank import best_places
 from recsys.arguments import FilterSeen, hide_seen, positive
 from recsys.config import RecommenderConfig
 from recsys.fitted import Fitted
 from recsys.rules import ReadyRules, Rules, arrange, prepare_rules
-from recsys.snapshot import People, candidate_frame
+from recsys.snapshot import People, candidate_columns, to_frame
 
 log = logging.getLogger("recsys")
 
 USERS_PER_BLOCK = 512
+LISTED = ("user_row", "item_row", "score", "stage1_score", "interest_score", "is_fallback")
 
 
 def named_lists(
@@ -100,10 +102,13 @@ def _block(
     hide_seen: bool,
     rules: ReadyRules | None,
 ) -> pl.DataFrame:
-    frame = scored_candidates(state, people, k, config, blocked=blocked, hide_seen=hide_seen)
-    ranks = [f"{name}_rank" for name in state.snapshot.retriever.sources]
-    kept = frame.select("user_row", "item_row", "score", "stage1_score", "interest_score", "is_fallback", *ranks)
-    return top_k(kept, k) if rules is None else arrange(kept, people, k, rules, blocked=blocked, hide_seen=hide_seen)
+    columns = scored_candidates(state, people, k, config, blocked=blocked, hide_seen=hide_seen)
+    names = [*LISTED, *(f"{name}_rank" for name in state.snapshot.retriever.sources)]
+    if rules is not None:
+        frame = to_frame({name: columns[name] for name in names})
+        return arrange(frame, people, k, rules, blocked=blocked, hide_seen=hide_seen)
+    places, ranks = best_places(columns["user_row"], columns["item_row"], columns["score"], k)
+    return to_frame({name: columns[name][places] for name in names} | {"rank": ranks})
 
 
 def scored_candidates(
@@ -114,12 +119,12 @@ def scored_candidates(
     *,
     blocked: npt.NDArray[np.bool_],
     hide_seen: bool,
-) -> pl.DataFrame:
-    """The columns of `recsys.snapshot.candidate_frame`, with `interest_score` always, `score` and `is_fallback`.
+) -> Columns:
+    """The columns of `recsys.snapshot.candidate_columns`, with `interest_score` always, `score` and `is_fallback`.
 
     The score is the ranker's for people with history, the blend of what is popular for the others.
     """
-    frame = candidate_frame(
+    columns = candidate_columns(
         people,
         state.snapshot,
         state.interest,
@@ -129,15 +134,13 @@ def scored_candidates(
         hide_seen=hide_seen,
         n_candidates=max(k, config.retriever.n_candidates),
     )
-    known = (people.histories.lengths > 0)[frame["user_row"].to_numpy()]
-    score = frame["stage1_score"].to_numpy().astype(np.float64)
+    known = (people.histories.lengths > 0)[columns["user_row"]]
+    score = columns["stage1_score"].astype(np.float64)
     ranker = state.ranker_for(hide_seen=hide_seen)
     if ranker is not None:
-        score = np.where(known, ranker.predict(frame), score)
-    added = {"is_fallback": pl.Series(~known), "score": pl.Series(score)}
-    if "interest_score" not in frame.columns:
-        added["interest_score"] = pl.repeat(None, len(frame), dtype=pl.Float32, eager=True)
-    return frame.with_columns(**added)
+        score = np.where(known, ranker.predict(columns), score)
+    nothing = np.full(len(known), np.nan, dtype=np.float32)
+    return {"interest_score": nothing} | columns | {"is_fallback": ~known, "score": score}
 
 
 def with_source(frame: pl.DataFrame) -> pl.DataFrame:

@@ -22,7 +22,7 @@ from recsys.notes import Notes
 from recsys.prediction import Probabilities, learn_probabilities
 from recsys.schema import Tables
 from recsys.second_stage import LabelWindow, SecondStage, report_drift, retrieve, train_second_stage
-from recsys.snapshot import Snapshot, candidate_frame, gather_people, take_snapshot
+from recsys.snapshot import Snapshot, candidate_columns, gather_people, take_snapshot, to_frame
 from recsys.splits import Windows, end_of, make_windows, moments
 from recsys.towers import Towers, covisitation_of, learn_towers, load_encoder, prepare_encoder, renew_towers
 
@@ -250,7 +250,9 @@ def rows_of_now(
     users = events["user_id"].unique().sort()
     people = gather_people(events, users.sample(min(DRIFT_USERS, len(users)), seed=config.seed), as_of, numbers)
     nothing = np.zeros(len(catalogue), dtype=np.bool_)
-    return candidate_frame(people, snapshot, interest, catalogue, config, blocked=nothing, hide_seen=hide_seen)
+    return to_frame(
+        candidate_columns(people, snapshot, interest, catalogue, config, blocked=nothing, hide_seen=hide_seen)
+    )
 
 
 def to_events(interactions: pl.DataFrame, catalogue: Catalogue, kinds: tuple[str, ...]) -> pl.DataFrame:

@@ -22,7 +22,7 @@ from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.notes import Notes
 from recsys.probability_report import ProbabilityReport, best_threshold, report
-from recsys.snapshot import People, Snapshot, describe, gather_people, to_frame
+from recsys.snapshot import People, Snapshot, describe, gather_people, of_frame, to_columns, to_frame
 from recsys.splits import WindowKind, Windows, moments
 
 ANY = "any"
@@ -100,12 +100,12 @@ class Asker:
         """Stage 1's candidates: `user_row`, `item_row`, scores and ranks."""
         nothing = np.zeros(len(self.catalogue), dtype=np.bool_)
         found = self.snapshot.retriever.retrieve(people.histories, blocked=nothing, hide_seen=self.hide_seen)
-        return to_frame(found)
+        return to_frame(to_columns(found))
 
     def describe(self, pairs: pl.DataFrame, proposed: pl.DataFrame, people: People) -> pl.DataFrame:
         """Features of the pairs; scores and ranks of stage 1 are null where it does not propose the item."""
         known = pairs.join(proposed, on=["user_row", "item_row"], how="left", maintain_order="left")
-        return describe(known, people, self.snapshot, None, self.catalogue, self.config)
+        return to_frame(describe(of_frame(known), people, self.snapshot, None, self.catalogue, self.config))
 
     def predict(self, head: ProbabilityHead, pairs: pl.DataFrame, people: People) -> FloatArray:
         """Probabilities of the pairs, (n_pairs,), in their order; block by block, so that memory stays bounded.

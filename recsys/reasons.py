@@ -15,7 +15,7 @@ from recsys.config import RecommenderConfig
 from recsys.errors import InvalidConfig
 from recsys.fitted import Fitted
 from recsys.lists import scored_candidates
-from recsys.snapshot import People
+from recsys.snapshot import People, to_frame
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -85,7 +85,8 @@ def explain_items(
     Returns:
         What `Recommender.explain` promises, in the order asked for, or that of the list.
     """
-    frame = scored_candidates(state, people, k, config, blocked=~state.catalogue.available, hide_seen=hide_seen)
+    blocked = ~state.catalogue.available
+    frame = to_frame(scored_candidates(state, people, k, config, blocked=blocked, hide_seen=hide_seen))
     ranked = top_k(frame, max(frame.height, 1))
     rows = ranked["item_row"].head(k).to_numpy().astype(np.int64) if asked is None else asked
     wanted = pl.DataFrame({"item_row": rows.astype(np.int32)})

@@ -29,7 +29,7 @@ from recsys.reasons import check_language, explain_items
 from recsys.requests import blocked_items, ending_now, item_rows, known_people, people_of, report_unknown, user_ids
 from recsys.rules import Rules
 from recsys.schema import Table, to_caller, validate, validate_histories
-from recsys.snapshot import to_frame
+from recsys.snapshot import to_columns, to_frame
 
 
 class Recommender:
@@ -193,7 +193,7 @@ class Recommender:
             n_candidates=positive(n_candidates, "n_candidates"),
             progress=self.config.progress and len(ids) > 1,
         )
-        frame = to_frame(found).with_columns(score=pl.col("stage1_score"))
+        frame = to_frame(to_columns(found)).with_columns(score=pl.col("stage1_score"))
         ranked = with_source(top_k(frame, n_candidates))
         report_short(state, ranked, len(ids), n_candidates)
         found_lists = named(state, ranked, ids, ["user_id", "item_id", "rank", "score", "source"])

@@ -28,7 +28,7 @@ from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.notes import Notes
 from recsys.ranker_lesson import MIN_RANKER_USERS, earns_its_place, train_ranker, without_interest, without_users
-from recsys.snapshot import People, Snapshot, describe, history_texts, to_frame
+from recsys.snapshot import People, Snapshot, describe, history_texts, of_frame, to_columns, to_frame
 from recsys.towers import INTEREST_SHARE, budget
 
 MIN_INTEREST_USERS = 8
@@ -127,7 +127,7 @@ def retrieve(window: LabelWindow, config: RecommenderConfig, *, hide_seen: bool)
     parts = []
     for start in tqdm(range(0, max(1, len(people)), USERS_PER_BLOCK), desc="retrieve", disable=not config.progress):
         block = people.slice(start, start + USERS_PER_BLOCK)
-        found = to_frame(retriever.retrieve(block.histories, blocked=nothing, hide_seen=hide_seen))
+        found = to_frame(to_columns(retriever.retrieve(block.histories, blocked=nothing, hide_seen=hide_seen)))
         found = found.with_columns(pl.col("user_row") + pl.lit(start, dtype=pl.Int32))
         taken = found.join(window.labels, on=["user_row", "item_row"], how="semi")["user_row"].unique()
         parts.append(found.filter(pl.col("user_row").is_in(taken.implode())))
@@ -216,11 +216,13 @@ def training_rows(
     chosen = taken
     if len(taken) > (most := _most_users(candidates, config.max_ranker_rows)):
         chosen = taken.sample(most, seed=config.seed)
-    rows = describe(
-        candidates.filter(pl.col("user_row").is_in(chosen.implode())), window.people, window.snapshot, interest,
-        catalogue, config, progress=config.progress,
+    columns = describe(
+        of_frame(candidates.filter(pl.col("user_row").is_in(chosen.implode()))), window.people, window.snapshot,
+        interest, catalogue, config, progress=config.progress,
     )  # fmt: skip
-    training = label_candidates(rows, labels.filter(pl.col("user_row").is_in(chosen.implode())), seed=config.seed)
+    training = label_candidates(
+        to_frame(columns), labels.filter(pl.col("user_row").is_in(chosen.implode())), seed=config.seed
+    )
     return replace(training, n_dropped=labels["user_row"].n_unique() - len(taken))
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,9 @@ from indexing.history import Histories
 from indexing.lexical import lexical_neighbours, lookalikes
 from indexing.retriever import Candidates, Retriever, build_retriever, recent_counts
 from indexing.sources import LookalikeSource, NeighbourSource, Source
+from indexing.sparse import place_in_runs
 from indexing.trending import group_neighbours
-from ranking.features import build_features, item_statistics
+from ranking.features import Columns, ItemTable, build_features, item_statistics
 from ranking.interest import InterestModel
 from ranking.similarity import NeighbourSpace, Space, VectorSpace, add_similarity
 from ranking.statistics import DAY
@@ -195,6 +196,11 @@ class Snapshot:
         return item_table(self.events, self.moment, self.catalogue, self.config, kinds=self.kinds, clock=self.clock)
 
     @cached_property
+    def table(self) -> ItemTable:
+        """The same as arrays."""
+        return ItemTable.of(self.statistics)
+
+    @cached_property
     def spaces(self) -> dict[str, Space]:
         """What candidates are compared with histories by."""
         towers, catalogue, every = self.towers, self.catalogue, np.arange(len(self.catalogue))
@@ -213,7 +219,7 @@ class Snapshot:
 
     def ready(self) -> Self:
         """The same, with all of it made, so that no request waits."""
-        _ = self.retriever, self.statistics, self.spaces
+        _ = self.retriever, self.table, self.spaces
         return self
 
     def weighted(self, weights: Mapping[str, float]) -> Self:
@@ -312,7 +318,7 @@ def learn_behaviour(
     return found
 
 
-def candidate_frame(
+def candidate_columns(
     people: People,
     snapshot: Snapshot,
     interest: InterestModel | None,
@@ -323,7 +329,7 @@ def candidate_frame(
     hide_seen: bool,
     n_candidates: int | None = None,
     progress: bool = False,
-) -> pl.DataFrame:
+) -> Columns:
     """Retrieve for every user and describe each candidate: stage-1 scores, interest score, behavioural features.
 
     Returns:
@@ -333,11 +339,11 @@ def candidate_frame(
     candidates = snapshot.retriever.retrieve(
         people.histories, blocked=blocked, hide_seen=hide_seen, n_candidates=n_candidates, progress=progress
     )
-    return describe(to_frame(candidates), people, snapshot, interest, catalogue, config, progress=progress)
+    return describe(to_columns(candidates), people, snapshot, interest, catalogue, config, progress=progress)
 
 
 def describe(
-    frame: pl.DataFrame,
+    columns: Columns,
     people: People,
     snapshot: Snapshot,
     interest: InterestModel | None,
@@ -345,53 +351,70 @@ def describe(
     config: RecommenderConfig,
     *,
     progress: bool = False,
-) -> pl.DataFrame:
+) -> Columns:
     """Add interest score and behavioural features to candidates, which lie best first for each user."""
     if interest is not None:
-        frame = add_interest(frame, people, interest, catalogue, config, progress=progress)
-    frame = build_features(frame, people.history, snapshot.statistics, people.moments, config.features, snapshot.kinds)
-    frame = add_similarity(frame, people.history, snapshot.spaces, newest=config.features.similar_length)
-    if people.numbers is None:
-        return frame
-    return pl.concat([frame, people.numbers.drop("user_row")[frame["user_row"]]], how="horizontal")
+        columns = add_interest(columns, people, interest, catalogue, config, progress=progress)
+    columns = build_features(columns, people.history, snapshot.table, people.moments, config.features, snapshot.kinds)
+    columns = add_similarity(columns, people.history, snapshot.spaces, newest=config.features.similar_length)
+    numbers = {} if people.numbers is None else people.numbers.drop("user_row").to_dict()
+    return columns | {name: values.to_numpy()[columns["user_row"]] for name, values in numbers.items()}
 
 
-def to_frame(candidates: Candidates) -> pl.DataFrame:
-    """Candidate arrays as a frame; a source that did not propose an item has a null rank."""
+def to_columns(candidates: Candidates) -> Columns:
+    """Candidates as arrays by name; a source that did not propose an item has a NaN rank."""
     scores, ranks = np.ascontiguousarray(candidates.scores.T), np.ascontiguousarray(candidates.ranks.T)
-    named: dict[str, npt.NDArray[Any]] = {
+    named: Columns = {
         "user_row": candidates.users.astype(np.int32),
         "item_row": candidates.items.astype(np.int32),
     }
     named["stage1_score"] = candidates.blend
     for row, name in enumerate(candidates.sources):
         named |= {f"{name}_score": scores[row], f"{name}_rank": ranks[row]}
-    return pl.DataFrame(named, nan_to_null=True)
+    return named
+
+
+def to_frame(columns: Columns) -> pl.DataFrame:
+    """Arrays by name as a frame, null for NaN."""
+    return pl.DataFrame(columns, nan_to_null=True)
+
+
+def of_frame(frame: pl.DataFrame) -> Columns:
+    """The columns of a frame as arrays, NaN for null."""
+    return {name: values.to_numpy() for name, values in frame.to_dict().items()}
 
 
 def add_interest(
-    frame: pl.DataFrame,
+    columns: Columns,
     people: People,
     interest: InterestModel,
     catalogue: Catalogue,
     config: RecommenderConfig,
     *,
     progress: bool = False,
-) -> pl.DataFrame:
-    """Score the best `n_interest` candidates of each user with history; the others get null."""
+) -> Columns:
+    """Score the best `n_interest` candidates of each user with history; the others get NaN."""
     texts = history_texts(people, catalogue)
-    place = pl.int_range(pl.len()).over("user_row")
-    known = pl.col("user_row").is_in([row for row, text in enumerate(texts) if text])
-    chosen = frame.filter((place < config.n_interest) & known).select("user_row", "item_row")
-    scores = interest.score(
-        [texts[row] for row in chosen["user_row"]],
-        [catalogue.short_text_of(row) for row in chosen["item_row"]],
+    users, known = columns["user_row"], np.array([bool(text) for text in texts], dtype=np.bool_)
+    chosen = np.flatnonzero((place_in_runs(users.astype(np.int64)) < config.n_interest) & known[users])
+    found, owners = np.full((2, len(users)), np.nan, dtype=np.float32), users[chosen]
+    found[0, chosen] = interest.score(
+        [texts[row] for row in owners],
+        [catalogue.short_text_of(row) for row in columns["item_row"][chosen]],
         progress=progress,
     )
-    chosen = chosen.with_columns(interest_score=pl.Series(scores)).with_columns(
-        interest_rank=pl.col("interest_score").rank("min", descending=True).over("user_row").cast(pl.Float32)
-    )
-    return frame.join(chosen, on=["user_row", "item_row"], how="left", maintain_order="left")
+    found[1, chosen] = _ranks(owners, found[0, chosen])
+    return columns | {"interest_score": found[0], "interest_rank": found[1]}
+
+
+def _ranks(users: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Place of each score among those of its user from 1, best first; equal ones share the first of their places."""
+    order = np.lexsort((-scores, users))
+    every, place = np.arange(len(users)), place_in_runs(users[order].astype(np.int64))
+    equal = (np.diff(scores[order], prepend=np.nan) == 0.0) & (place > 0)
+    ranks = np.empty(len(users), dtype=np.int64)
+    ranks[order] = np.maximum.accumulate(np.where(equal, 0, every)) - (every - place) + 1
+    return ranks
 
 
 def history_texts(people: People, catalogue: Catalogue, *, newest: int = 20) -> list[str]:

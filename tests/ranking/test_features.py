@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from ranking.features import DAY, FeatureConfig, build_features, feature_names, item_statistics
+from ranking.features import DAY, FeatureConfig, ItemTable, build_features, feature_names, item_statistics
 
 CONFIG = FeatureConfig(windows_days=(3, 10))
 MOMENT = 40 * DAY
@@ -49,9 +49,15 @@ def moments_of(n_users: int = 6) -> pl.DataFrame:
     return pl.DataFrame({"user_row": users, "moment": [MOMENT + 0.3 * user * DAY for user in range(n_users)]})
 
 
+def described(pairs: pl.DataFrame, history: pl.DataFrame, statistics: pl.DataFrame, *rest: object) -> pl.DataFrame:
+    """`build_features` with frames on both sides."""
+    columns = {name: values.to_numpy() for name, values in pairs.to_dict().items()}
+    return pl.DataFrame(build_features(columns, history, ItemTable.of(statistics), *rest), nan_to_null=True)
+
+
 def features(history: pl.DataFrame, pairs: pl.DataFrame | None = None) -> pl.DataFrame:
     statistics = item_statistics(history, GROUPS, MOMENT, CONFIG)
-    return build_features(all_pairs() if pairs is None else pairs, history, statistics, moments_of(), CONFIG)
+    return described(all_pairs() if pairs is None else pairs, history, statistics, moments_of(), CONFIG)
 
 
 ITEM_SQL = """
@@ -219,11 +225,11 @@ class TestBuildFeatures:
         with pytest.raises(
             ValueError, match=r"1 history rows lie at or after their user's moment, first: .*'item_row': 4"
         ):
-            build_features(all_pairs(), late, statistics, moments_of(), CONFIG)
+            described(all_pairs(), late, statistics, moments_of(), CONFIG)
 
     def test_takes_a_row_just_before_its_users_moment(self):
         statistics = item_statistics(history_of([]), GROUPS, MOMENT, CONFIG)
-        found = build_features(all_pairs(), history_of([(2, 4, 40.59999)]), statistics, moments_of(), CONFIG)
+        found = described(all_pairs(), history_of([(2, 4, 40.59999)]), statistics, moments_of(), CONFIG)
         assert found["pair_count"].sum() == 1
 
 
@@ -254,7 +260,7 @@ def rich(history: pl.DataFrame, *, everybody: pl.DataFrame | None = None) -> pl.
     """Features of every pair with prices, two kinds of events and times of day; item rows follow all others."""
     everybody = history if everybody is None else everybody
     statistics = item_statistics(everybody, GROUPS, MOMENT, CONFIG, kinds=KINDS, clock=True).with_columns(PRICES)
-    return build_features(all_pairs(), history, statistics, moments_of(), CONFIG, KINDS)
+    return described(all_pairs(), history, statistics, moments_of(), CONFIG, KINDS)
 
 
 def with_kinds(history: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
@@ -276,7 +282,7 @@ class TestKindsPricesAndTimes:
 
     def test_of_one_kind_there_are_no_rates(self):
         statistics = item_statistics(self.history, GROUPS, MOMENT, CONFIG, kinds=("view",))
-        found = build_features(all_pairs(), self.history, statistics, moments_of(), CONFIG, ("view",))
+        found = described(all_pairs(), self.history, statistics, moments_of(), CONFIG, ("view",))
         assert not [name for name in found.columns if "rate_" in name]
 
     def test_prices_lie_against_those_of_the_history(self):
@@ -295,7 +301,7 @@ class TestKindsPricesAndTimes:
 
     def test_without_any_price_there_are_no_price_features(self):
         statistics = item_statistics(self.history, GROUPS, MOMENT, CONFIG).with_columns(item__price=pl.lit(None))
-        found = build_features(all_pairs(), self.history, statistics, moments_of(), CONFIG)
+        found = described(all_pairs(), self.history, statistics, moments_of(), CONFIG)
         assert not [name for name in found.columns if name.startswith("user_price")]
 
     def test_lifts_are_of_the_hour_and_weekday_of_the_moment(self):
@@ -353,7 +359,7 @@ class TestProperties:
         together = features(history)
         for user in range(6):
             mine = all_pairs().filter(user_row=user)
-            alone = build_features(mine, history.filter(user_row=user), statistics, moments_of(), CONFIG)
+            alone = described(mine, history.filter(user_row=user), statistics, moments_of(), CONFIG)
             assert_frame_equal(alone, together.filter(user_row=user))
 
     @settings(max_examples=20, deadline=None)

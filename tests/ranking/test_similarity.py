@@ -38,8 +38,14 @@ def all_pairs() -> pl.DataFrame:
     return pairs.sample(fraction=1.0, shuffle=True, seed=0).with_columns(score=pl.int_range(pl.len()))
 
 
+def compared(pairs: pl.DataFrame, history: pl.DataFrame, spaces: dict, *, newest: int) -> pl.DataFrame:
+    """`add_similarity` with frames on both sides."""
+    columns = {name: values.to_numpy() for name, values in pairs.to_dict().items()}
+    return pl.DataFrame(add_similarity(columns, history, spaces, newest=newest), nan_to_null=True)
+
+
 HISTORY = histories()
-FOUND = add_similarity(all_pairs(), HISTORY, SPACES, newest=NEWEST)
+FOUND = compared(all_pairs(), HISTORY, SPACES, newest=NEWEST)
 
 
 def loop(name: str, user: int, item: int) -> list[float | None]:
@@ -72,13 +78,13 @@ def test_keeps_the_pairs_and_adds_floats():
 
 def test_of_a_user_does_not_depend_on_the_other_users():
     for user in range(N_USERS):
-        alone = add_similarity(all_pairs().filter(user_row=user), HISTORY.filter(user_row=user), SPACES, newest=NEWEST)
+        alone = compared(all_pairs().filter(user_row=user), HISTORY.filter(user_row=user), SPACES, newest=NEWEST)
         assert_frame_equal(alone, FOUND.filter(user_row=user))
 
 
 def test_a_pair_that_is_there_twice_gets_the_same_twice():
     twice = pl.concat([all_pairs(), all_pairs()])
-    found = add_similarity(twice, HISTORY, SPACES, newest=NEWEST)
+    found = compared(twice, HISTORY, SPACES, newest=NEWEST)
     assert_frame_equal(found.head(len(FOUND)), FOUND)
     assert_frame_equal(found.tail(len(FOUND)), FOUND)
 
@@ -91,8 +97,8 @@ def test_many_candidates_are_compared_as_few_are():
 
 
 def test_of_no_pairs_has_the_same_columns():
-    assert add_similarity(all_pairs().clear(), HISTORY, SPACES, newest=NEWEST).schema == FOUND.schema
+    assert compared(all_pairs().clear(), HISTORY, SPACES, newest=NEWEST).schema == FOUND.schema
 
 
 def test_without_spaces_there_is_nothing_to_add():
-    assert_frame_equal(add_similarity(all_pairs(), HISTORY, {}, newest=NEWEST), all_pairs())
+    assert_frame_equal(compared(all_pairs(), HISTORY, {}, newest=NEWEST), all_pairs())

@@ -23,7 +23,7 @@ from recsys.ranker_lesson import without_users
 from recsys.requests import known_people
 from recsys.schema import validate
 from recsys.second_stage import retrieve, train_interest, training_rows
-from recsys.snapshot import candidate_frame
+from recsys.snapshot import candidate_columns, to_frame
 from recsys.splits import make_windows
 from recsys.synthetic import generate
 from recsys.towers import learn_towers, load_encoder
@@ -72,9 +72,10 @@ class Line:
         self.rows_b = without_users(rows_b, self.pupils)
         self.c = open_window(windows, "c", self.weights, *rest, hide_seen=True)
         nothing = np.zeros(len(self.catalogue), dtype=np.bool_)
-        self.rows_c = candidate_frame(
+        columns = candidate_columns(
             self.c.people, self.c.snapshot, self.interest, self.catalogue, config, blocked=nothing, hide_seen=True
         )
+        self.rows_c = to_frame(columns)
 
 
 def rewritten(tables, start, seed: int):
@@ -171,7 +172,7 @@ def training(many, drilled):
 def served(many, drilled):
     recommender = Recommender(drilled).fit(many.interactions, many.items)
     state = recommender._state
-    return candidate_frame(
+    columns = candidate_columns(
         known_people(state, recommender.users),
         state.snapshot,
         state.interest,
@@ -180,6 +181,7 @@ def served(many, drilled):
         blocked=np.zeros(len(state.catalogue), dtype=np.bool_),
         hide_seen=True,
     )
+    return to_frame(columns)
 
 
 @pytest.mark.parametrize("name", ["vector", "covisitation", "ease", "lexical", "interest", "stage1"])
@@ -291,6 +293,6 @@ def test_a_future_event_in_a_history_is_refused(untouched, time_config):
     people = type(window.people)(window.people.history.with_columns(seconds=pl.lit(late)), window.people.moments, None)
     nothing = np.zeros(len(untouched.catalogue), dtype=np.bool_)
     with pytest.raises(ValueError, match="lie at or after"):
-        candidate_frame(
+        candidate_columns(
             people, window.snapshot, None, untouched.catalogue, time_config, blocked=nothing, hide_seen=True
         )

@@ -17,6 +17,7 @@ from recsys.errors import InvalidConfig, InvalidData
 from recsys.lists import scored_candidates
 from recsys.reasons import LIKE, N_CONTRIBUTIONS, N_NEAREST, TEMPLATES
 from recsys.requests import known_people, user_ids
+from recsys.snapshot import to_frame
 from recsys.synthetic import Synthetic, generate
 
 USER = "u00003"
@@ -111,10 +112,11 @@ def test_contributions_are_the_largest_of_the_rankers_own(fitted):
     state = fitted._state
     assert state.ranker is not None
     people = known_people(state, user_ids(state, [USER]))
-    frame = scored_candidates(
+    columns = scored_candidates(
         state, people, 10, fitted.config,
         blocked=~state.catalogue.available, hide_seen=hide_seen("auto", auto=state.hide_seen),
     )  # fmt: skip
+    frame = to_frame(columns)
     reasons = fitted.explain(USER, k=3)
     for item, listed in reasons.select("item_id", "contributions").iter_rows():
         row = frame.filter(pl.col("item_row") == state.catalogue.rows_of(pl.Series([item]))[0])

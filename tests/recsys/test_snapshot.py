@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -70,9 +71,7 @@ def test_an_unchanged_history_costs_no_pass_of_the_interest_model_and_a_click_do
     config = RecommenderConfig(n_interest=2)
     small = InterestConfig(max_tokens=16, group_size=2, precision="fp32")
     model = InterestModel(small, checkpoint=tiny_bert, device="cpu", seed=0).fit(["ba"] * 8, [["co", "di"]] * 8)
-    candidates = pl.DataFrame({"user_row": [0, 0], "item_row": [0, 1]}, schema_overrides=dict.fromkeys(
-        ("user_row", "item_row"), pl.Int32
-    ))  # fmt: skip
+    candidates = {"user_row": np.array([0, 0], dtype=np.int32), "item_row": np.array([0, 1], dtype=np.int32)}
     passes, forward = [], CrossEncoder.forward
 
     def counted(network, features):
@@ -83,7 +82,7 @@ def test_an_unchanged_history_costs_no_pass_of_the_interest_model_and_a_click_do
 
     def scores(events):
         people = gather_people(events, pl.Series(["u"]))
-        return add_interest(candidates, people, model, catalogue, config)["interest_score"].to_list()
+        return add_interest(candidates, people, model, catalogue, config)["interest_score"].tolist()
 
     first = scores(EVENTS)
     assert (scores(EVENTS), len(passes)) == (first, 1)
