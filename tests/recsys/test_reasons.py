@@ -102,8 +102,15 @@ def test_near_by_behaviour_equals_the_covisitation_weights(fitted, history):
         assert [(entry["item_id"], entry["weight"]) for entry in near] == expected
 
 
+def without_behaviour(snapshot):
+    """The same sources, of which one cannot say any more what it comes from."""
+    bare = replace(snapshot, behaviour={})
+    vars(bare).update({part: getattr(snapshot, part) for part in ("retriever", "statistics", "spaces")})
+    return bare
+
+
 def test_without_covisitation_there_is_nothing_by_behaviour(fitted):
-    snapshot = replace(fitted._state.snapshot, behaviour={})
+    snapshot = without_behaviour(fitted._state.snapshot)
     reasons = with_state(fitted, snapshot=snapshot).explain(USER, k=3)
     assert reasons["because_behaviour"].to_list() == [[], [], []]
 
@@ -187,7 +194,7 @@ def test_texts_that_the_encoder_cannot_read_are_no_reason(fitted):
 def test_without_any_link_the_sentence_does_not_invent_one(fitted, data):
     state = fitted._state
     towers = replace(state.towers, text_vectors=np.zeros_like(state.towers.text_vectors))
-    bare = with_state(fitted, towers=towers, snapshot=replace(state.snapshot, behaviour={}))
+    bare = with_state(fitted, towers=towers, snapshot=without_behaviour(state.snapshot))
     sentences = bare.explain(USER, bare.items, filter_seen=True)["sentence"].to_list()
     ends = {sentence.split(": ", 1)[1] for sentence in sentences}
     assert ends <= {
