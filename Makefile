@@ -29,7 +29,7 @@ wheel: $(READY)  ## build the wheel and import it where nothing else is installe
 bench: $(READY)  ## the tables of benchmarks/README.md; needs RECSYS_DATA, takes about two hours
 	$(BIN)/python benchmarks/run_all.py
 
-bench-quick: $(READY)  ## the smallest scenarios alone, under 15 minutes; needs RECSYS_DATA
+bench-quick: $(READY)  ## the two smallest scenarios, one fit each, under 15 minutes; needs RECSYS_DATA
 	$(BIN)/python benchmarks/run_all.py --quick
 
 soak: $(READY)  ## hundreds of killed writers under readers, 100 swaps under requests

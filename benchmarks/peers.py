@@ -1,15 +1,16 @@
 """RecTools' SASRec and its two-stage model on a split of ours, in an environment of their own.
 
-RecTools 0.19 wants numpy below 2 on Python 3.11 (so an older pyarrow too) and its own fork of implicit: both clash with
-recsys-twostage.
+RecTools 0.19 wants numpy below 2 on Python 3.11 (so an older pyarrow too) and brings a fork of implicit in implicit's
+place: both clash with what the other extras bring.
 
     python3.11 -m venv peers
-    peers/bin/pip install "rectools[torch,catboost]==0.19.0" "catboost==1.2.10" "pandas==2.3.3" "pyarrow==19.0.1"
+    peers/bin/pip install "recsys-twostage[peers]"
     recsys-bench split --scenario benchmarks/scenarios/movielens-small.toml --out split
     peers/bin/python benchmarks/peers.py split lists.parquet
     recsys-bench run --scenario benchmarks/scenarios/movielens-small.toml --lists lists.parquet --out results
 
-It imports nothing of this repository: the files of a split are described in `recsys/bench/outside.py`.
+It imports nothing of this package, so RecTools alone will do as well ("rectools[torch,catboost]==0.19.0"); the files of
+a split are described in `recsys/bench/outside.py`.
 
 SASRec learns for as many epochs as do best on each user's last item of the train part, and is then fitted anew on all
 of it. The two-stage model has three generators (popular, item-kNN, SASRec) and CatBoost's ranker, as in RecTools'
@@ -119,14 +120,21 @@ def answers(
     return found
 
 
-def sasrec(seed: int, epochs: int, settings: dict[str, Any]) -> SASRecModel:
+class SASRec(SASRecModel):
+    """Leaves out people of whom it knows a single interaction, whom RecTools' two-stage model would stumble over."""
+
+    def recommend(self, *arguments: Any, **named: Any) -> pd.DataFrame:
+        return super().recommend(*arguments, **{**named, "on_unsupported_targets": "ignore"})
+
+
+def sasrec(seed: int, epochs: int, settings: dict[str, Any]) -> SASRec:
     """RecTools' defaults but for the size, which suits small data, the epochs and the loss."""
     lightning.seed_everything(seed, verbose=False)
 
     def trainer(**_: Any) -> lightning.Trainer:
         return lightning.Trainer(max_epochs=epochs, min_epochs=epochs, **TRAINER)
 
-    return SASRecModel(n_factors=128, get_trainer_func=trainer, **settings)
+    return SASRec(n_factors=128, get_trainer_func=trainer, **settings)
 
 
 def two_stage(seed: int, epochs: int, settings: dict[str, Any]) -> CandidateRankingModel:

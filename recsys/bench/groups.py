@@ -11,6 +11,7 @@ MAX_GROUPS = 12
 MAX_COLUMNS = 6
 N_BANDS = 4
 OTHER = "other"
+MILLIONS = 10_000_000  # whole numbers from here on are told in millions
 NOT_GROUPS = ("title", "description")
 
 
@@ -77,9 +78,11 @@ def _bands(column: pl.Series) -> pl.Series | None:
 
 def _span(low: object, high: object) -> str:
     first, last = _text(low), _text(high)
-    return first if first == last else f"{first} to {last}"
+    return first if first == last else f"{first}–{last}"
 
 
 def _text(value: object) -> str:
-    """Numbers with four digits, dates without the time of day."""
+    """Short enough for a chart: fractions with four digits, large whole numbers in millions, dates without the time."""
+    if isinstance(value, int) and abs(value) >= MILLIONS:
+        return f"{value / 1e6:.0f}M"
     return f"{value:.4g}" if isinstance(value, float) else str(value).split(" ")[0]

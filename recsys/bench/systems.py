@@ -124,10 +124,17 @@ def ask(
                 logs = _log_folder(log_folder, prepared, cut, variant)
                 ours = fit_ours(prepared, cut, variant=variant, log_folder=logs, fits=fits)
                 found += ask_ours(prepared, ours, cut, names=mine)
-                notes += ours.recommender.notes
+                notes += _said(variant, ours.recommender.notes, notes)
         places = {name: place for place, name in enumerate(named)}
         answers += sorted(found, key=lambda answer: places[answer.system])
     return answers, tuple(dict.fromkeys(notes))
+
+
+def _said(variant: str, sentences: Sequence[str], before: Sequence[str]) -> list[str]:
+    """What a fit says; what a further fit says beyond that, under its name."""
+    if variant == TWO_STAGE:
+        return list(sentences)
+    return [f"{variant}: {sentence}" for sentence in sentences if sentence not in before]
 
 
 def check_name(name: str) -> None:

@@ -118,7 +118,9 @@ def test_one_fit_answers_for_all_its_names(data, config):
     assert fits[TWO_STAGE] is fits["two-stage: source:covisitation"]
     assert fits[TWO_STAGE] is not fits[NO_TEXT]
     assert [answer.system for answer in answers[:2]] == ["two-stage: source:covisitation", "ease"]
-    assert any(note.startswith("windows: ") for note in notes)
+    assert [note.startswith("windows: ") for note in notes].count(True) == 1
+    assert any(note.startswith("two-stage: no text: stage 1: ") for note in notes)
+    assert not any(note.startswith("two-stage: no text: windows: ") for note in notes)
     sources = {answer.system: answer.candidates for answer in answers}["two-stage: source:covisitation"]
     assert sources["source"].unique().to_list() == ["covisitation"]
 
