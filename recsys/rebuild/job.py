@@ -46,7 +46,6 @@ from recsys.rebuild.store import Store
 from recsys.schema import Table, Tables, validate
 from recsys.splits import end_of
 
-ROWS_PER_BLOCK = 100_000
 FEW_IN_FUTURE = 10  # or this share of the interactions: a wrong clock somewhere; more is a wrong time zone or unit
 FUTURE_SHARE = 0.01
 AnyStore = Store | ObjectStore
@@ -313,14 +312,15 @@ def _emptied(staging: Path) -> Path:
 
 
 def fingerprint(tables: Tables, as_of: datetime | None) -> str:
-    """sha256 (64 hex digits) of the tables' content in canonical form, and of `as_of`; row order does not matter."""
+    """sha256 (64 hex digits) of the tables' content in canonical form, and of `as_of`; row order does not matter.
+
+    Rows are hashed by their values: how they lie in memory depends on the file that they came from.
+    """
     digest = hashlib.sha256(str(as_of).encode())
     for frame in (tables.interactions, tables.items, tables.users):
         if frame is not None:
             digest.update(repr(frame.schema).encode())
-            for start in range(0, frame.height, ROWS_PER_BLOCK):
-                rows = frame[start : start + ROWS_PER_BLOCK].rechunk()
-                digest.update(rows.write_ipc(None, compression="uncompressed").getbuffer())
+            digest.update(frame.hash_rows(seed=0).to_numpy().tobytes())
         digest.update(b"|")
     return digest.hexdigest()
 

@@ -1,6 +1,8 @@
 """The nightly job, from tables to a live version."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -199,6 +201,36 @@ def test_the_fingerprint_is_of_the_content(data: Synthetic) -> None:
     assert fingerprint(tables, None) == fingerprint(same, None)
     assert fingerprint(tables, None) != fingerprint(tables, NOW)
     assert fingerprint(tables, None) != fingerprint(replace(tables, users=None), None)
+
+
+def test_the_fingerprint_is_the_same_whatever_file_the_tables_come_from(data: Synthetic, tmp_path: Path) -> None:
+    """Long ids, nulls and categories lie in memory otherwise when they come from a CSV file or from several parts."""
+    gone = pl.when(pl.int_range(pl.len()) % 3 == 0)
+    interactions = data.interactions.with_columns(
+        item_id="a long prefix of " + pl.col("item_id"), value=gone.then(None).otherwise(pl.int_range(pl.len()) / 4)
+    )
+    items = data.items.with_columns(
+        item_id="a long prefix of " + pl.col("item_id"),
+        maker=gone.then(None).otherwise("a maker of a long name " + pl.col("title")),
+    )
+    interactions.write_csv(tmp_path / "interactions.csv")
+    (tmp_path / "parts").mkdir()
+    for part in range(3):
+        interactions[part::3].write_parquet(tmp_path / "parts" / f"{part}.parquet")
+    wanted = fingerprint(validate(interactions, items), None)
+    assert fingerprint(validate(tmp_path / "parts", pl.concat([items[:7], items[7:]], rechunk=False)), None) == wanted
+    assert fingerprint(validate(tmp_path / "interactions.csv", items.reverse()), None) == wanted
+    other = pl.when(pl.int_range(pl.len()) == 5).then(pl.lit(1e9)).otherwise(pl.col("value"))
+    assert fingerprint(validate(interactions.with_columns(value=other), items), None) != wanted
+    swapped = items.with_columns(title=pl.col("maker").fill_null("x"), maker=pl.col("title"))
+    assert fingerprint(validate(interactions, swapped), None) != wanted
+    script = (
+        "import sys; from recsys.rebuild.job import fingerprint; from recsys.schema import validate;"
+        "print(fingerprint(validate(sys.argv[1], sys.argv[2]), None))"
+    )
+    items.write_parquet(tmp_path / "items.parquet")
+    command = [sys.executable, "-c", script, str(tmp_path / "parts"), str(tmp_path / "items.parquet")]
+    assert subprocess.check_output(command, text=True, cwd=Path(__file__).parents[2]).strip() == wanted
 
 
 @quickly
