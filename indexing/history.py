@@ -218,7 +218,8 @@ class HistoryEncoder(nn.Module):
         Returns:
             float32 (n_users, item_dim), unit length; zeros for a user without history.
         """
-        self.eval()
+        if self.training:
+            self.eval()
         users = np.zeros((len(histories), self.item_dim), dtype=np.float32)
         lengths = np.minimum(histories.lengths, self.config.max_length)
         positions, _ = histories.newest(self.config.max_length)

@@ -32,14 +32,20 @@ def largest(matrix: sp.csr_matrix, k: int) -> npt.NDArray[np.int64]:
 
     Columns must be sorted in each row.
     """
-    border = np.full(matrix.shape[0], -np.inf, dtype=np.float32)
-    for row in np.flatnonzero(np.diff(matrix.indptr) > k):
-        scores = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
+    return largest_of(matrix.data, matrix.indptr, k)
+
+
+def largest_of(values: npt.NDArray[np.float32], indptr: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.int64]:
+    """`largest` of rows that begin and end at `indptr`."""
+    lengths = np.diff(indptr)
+    border = np.full(len(lengths), -np.inf, dtype=np.float32)
+    for row in np.flatnonzero(lengths > k):
+        scores = values[indptr[row] : indptr[row + 1]]
         border[row] = np.partition(scores, len(scores) - k)[len(scores) - k]
-    rows = rows_of(matrix)
-    positions = np.flatnonzero(matrix.data >= border[rows])
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    positions = np.flatnonzero(values >= border[rows])
     rows = rows[positions]
-    order = np.lexsort((-matrix.data[positions], rows))  # stable, so columns stay in order
+    order = np.lexsort((-values[positions], rows))  # stable, so columns stay in order
     return np.asarray(positions[order[place_in_runs(rows[order]) < k]], dtype=np.int64)
 
 
