@@ -143,6 +143,17 @@ class Block(nn.Module):
         x = x + self.out(attended.transpose(1, 2).reshape(batch, length, dim))
         return x + self.mlp(self.norm_mlp(x))  # type: ignore[no-any-return]
 
+    def last(self, x: Tensor) -> Tensor:
+        """`forward` at the last position only, without dropout: (batch, length, dim) -> (batch, 1, dim)."""
+        batch, length, dim = x.shape
+        normed, weight, bias = self.norm_attention(x), self.qkv.weight, self.qkv.bias
+        query = functional.linear(normed[:, -1:], weight[:dim], bias[:dim]).view(batch, 1, self.n_heads, -1)
+        both = functional.linear(normed, weight[dim:], bias[dim:]).view(batch, length, 2, self.n_heads, -1)
+        key, value = both.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, dim / heads)
+        attended = functional.scaled_dot_product_attention(query.transpose(1, 2), key, value)
+        x = x[:, -1:] + self.out(attended.transpose(1, 2).reshape(batch, 1, dim))
+        return x + self.mlp(self.norm_mlp(x))  # type: ignore[no-any-return]
+
 
 class HistoryEncoder(nn.Module):
     """Causal transformer over item vectors, in the spirit of SASRec (Source: Kang and McAuley 2018).
@@ -182,20 +193,20 @@ class HistoryEncoder(nn.Module):
             event_rows: int64 (batch, length), kind of each event, or None.
             gaps: int64 (batch, length), what `gap_buckets` made of the times, or None.
         """
-        correction = self.project_out(self.norm(self._read(items, event_rows, gaps)))
+        x = self._read(items, event_rows, gaps)
+        for block in self.blocks:
+            x = block(x)
+        correction = self.project_out(self.norm(x))
         return functional.normalize((self._running_mean(items) + correction).float(), dim=-1)
 
     def _read(self, items: Tensor, event_rows: Tensor | None, gaps: Tensor | None) -> Tensor:
-        """What the transformer makes of the events, (batch, length, dim)."""
+        """What the transformer reads of the events, (batch, length, dim)."""
         x: Tensor = self.project_in(items) + self.positions.weight[: items.shape[1]]
         if event_rows is not None:
             x = x + self.event_kinds(event_rows)
         if gaps is not None:
             x = x + self.gaps(gaps)
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.dropout(x)  # type: ignore[no-any-return]
 
     def _running_mean(self, items: Tensor) -> Tensor:
         """Decayed mean of the vectors up to each position, unit length, (batch, length, item_dim)."""
@@ -206,7 +217,7 @@ class HistoryEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, histories: Histories, item_vectors: npt.NDArray[np.float32], *, batch_size: int = 512
+        self, histories: Histories, item_vectors: npt.NDArray[np.float32], *, batch_size: int = 128
     ) -> npt.NDArray[np.float32]:
         """User vectors as of the end of each history.
 
@@ -218,7 +229,8 @@ class HistoryEncoder(nn.Module):
         Returns:
             float32 (n_users, item_dim), unit length; zeros for a user without history.
         """
-        self.eval()
+        if self.training:
+            self.eval()
         users = np.zeros((len(histories), self.item_dim), dtype=np.float32)
         lengths = np.minimum(histories.lengths, self.config.max_length)
         positions, _ = histories.newest(self.config.max_length)
@@ -242,7 +254,11 @@ class HistoryEncoder(nn.Module):
         kinds = None if histories.event_rows is None else histories.event_rows[where].astype(np.int64)
         event_rows = None if kinds is None else torch.from_numpy(kinds).to(device)
         gap_rows = None if gaps is None else torch.from_numpy(gaps[where]).to(device)
-        correction = self.project_out(self.norm(self._read(items, event_rows, gap_rows)[:, -1]))
+        x = self._read(items, event_rows, gap_rows)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        x = self.blocks[-1].last(x) if len(self.blocks) else x
+        correction = self.project_out(self.norm(x[:, -1]))
         age = torch.arange(items.shape[1] - 1, -1, -1, device=device)
         mean = functional.normalize(torch.sigmoid(self.decay) ** age @ items, dim=-1)
         return functional.normalize(mean + correction, dim=-1)

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from indexing.history import Histories, HistoryEncoder
 from indexing.index import VectorIndex
-from indexing.sparse import distinct, largest, place_in_runs, positions_of, rows_of, stored_keys
+from indexing.sparse import distinct, largest_of, place_in_runs, positions_of, stored_keys
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -218,10 +218,10 @@ def _best_shown(scores: sp.csr_matrix, stored: Rows, block: Block, n: int) -> tu
     shown = ~block.blocked[scores.indices] & (scores.data > 0.0)
     hidden = positions_of(stored, block.seen)
     shown[hidden[hidden >= 0]] = False
-    indptr = np.concatenate([[0], np.cumsum(shown)])[scores.indptr]
-    left = sp.csr_matrix((scores.data[shown], scores.indices[shown], indptr), shape=scores.shape)
-    best = largest(left, n)
-    return rows_of(left)[best], left.indices[best].astype(np.int64)
+    left = np.flatnonzero(shown)
+    best = left[largest_of(scores.data[left], np.searchsorted(left, scores.indptr), n)]
+    users, items = np.divmod(stored[best], block.n_items)
+    return users, items
 
 
 def _entries(data: Scores, positions: Rows) -> Scores:
@@ -297,13 +297,24 @@ class PopularitySource:
 
 def first_shown(order: Rows, block: Block, n: int) -> tuple[Rows, Rows]:
     """Users and items: for each user the first `n` rows of `order` that may be shown to him, in that order."""
-    head = order[~block.blocked[order]][: n + int(block.n_seen().max(initial=0))]
-    place = np.full(block.n_items, -1, dtype=np.int64)
-    place[head] = np.arange(len(head))
+    head = _first_allowed(order, block.blocked, n + int(block.n_seen().max(initial=0)))
+    by_item = np.argsort(head)
     owner, seen = np.divmod(block.seen, block.n_items)
-    within = place[seen] >= 0
+    found = positions_of(head[by_item], seen)
+    within = found >= 0
     shown = np.ones((len(block), len(head)), dtype=np.bool_)
-    shown[owner[within], place[seen[within]]] = False
+    shown[owner[within], by_item[found[within]]] = False
     shown &= np.cumsum(shown, axis=1) <= n
     users, places = np.nonzero(shown)
     return users, head[places]
+
+
+def _first_allowed(order: Rows, blocked: Mask, n: int) -> Rows:
+    """The first `n` rows of `order` that are not blocked; looks no further than it must."""
+    size = n
+    while True:
+        head = order[:size]
+        head = head[~blocked[head]]
+        if len(head) >= n or size >= len(order):
+            return head[:n]
+        size *= 4

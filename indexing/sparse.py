@@ -33,25 +33,31 @@ def largest(matrix: sp.csr_matrix, k: int) -> npt.NDArray[np.int64]:
 
     Columns must be sorted in each row.
     """
-    rows = rows_of(matrix)
-    positions = np.flatnonzero(matrix.data >= _borders(matrix, k)[rows])
+    return largest_of(matrix.data, matrix.indptr, k)
+
+
+def largest_of(values: npt.NDArray[np.float32], indptr: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.int64]:
+    """`largest` of rows that begin and end at `indptr`."""
+    lengths = np.diff(indptr)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    positions = np.flatnonzero(values >= _borders(values, indptr, k)[rows])
     rows = rows[positions]
-    order = np.lexsort((-matrix.data[positions], rows))  # stable, so columns stay in order
+    order = np.lexsort((-values[positions], rows))  # stable, so columns stay in order
     return np.asarray(positions[order[place_in_runs(rows[order]) < k]], dtype=np.int64)
 
 
-def _borders(matrix: sp.csr_matrix, k: int) -> npt.NDArray[np.float32]:
-    """The `k`-th largest entry of each row, float32 (n_rows,); minus infinity where there are no more than `k`."""
-    lengths = np.diff(matrix.indptr)
-    border = np.full(matrix.shape[0], -np.inf, dtype=np.float32)
+def _borders(values: npt.NDArray[np.float32], indptr: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.float32]:
+    """The `k`-th largest value of each row, float32 (n_rows,); minus infinity where there are no more than `k`."""
+    lengths = np.diff(indptr)
+    border = np.full(len(lengths), -np.inf, dtype=np.float32)
     few = np.flatnonzero((lengths > k) & (lengths <= 2 * k))
     for rows in np.split(few, range(ROWS_AT_ONCE, len(few), ROWS_AT_ONCE)):
         columns = np.arange(lengths[rows].max(initial=k))
-        places = np.minimum(matrix.indptr[rows, None] + columns, len(matrix.data) - 1)
-        filled = np.where(columns < lengths[rows, None], matrix.data[places], -np.inf)
+        places = np.minimum(indptr[rows, None] + columns, len(values) - 1)
+        filled = np.where(columns < lengths[rows, None], values[places], -np.inf)
         border[rows] = -np.partition(-filled, k - 1, axis=1)[:, k - 1]
     for row in np.flatnonzero(lengths > 2 * k):
-        scores = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
+        scores = values[indptr[row] : indptr[row + 1]]
         border[row] = np.partition(scores, len(scores) - k)[len(scores) - k]
     return border
 
@@ -68,7 +74,7 @@ def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
 def _keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
     """Like `largest`, but without putting the entries of a row in order."""
     matrix.sort_indices()
-    border = _borders(matrix, k)[rows_of(matrix)]
+    border = _borders(matrix.data, matrix.indptr, k)[rows_of(matrix)]
     kept = matrix.data >= border
     tied = np.flatnonzero(matrix.data == border)
     owner = rows_of(matrix)[tied]

@@ -23,7 +23,8 @@ from recsys.snapshot import People, candidate_columns, to_frame
 log = logging.getLogger("recsys")
 
 USERS_PER_BLOCK = 512
-LISTED = ("user_row", "item_row", "score", "stage1_score", "interest_score", "is_fallback")
+LISTED = ("user_row", "item_row", "score")
+DETAILS = ("stage1_score", "interest_score", "is_fallback")
 
 
 def named_lists(
@@ -43,7 +44,7 @@ def named_lists(
     ready = None if rules is None else prepare_rules(rules, state, positive(k, "k"))
     lists = best_items(
         state, people, positive(k, "k"), config, blocked=blocked if ready is None else blocked | ~ready.allowed,
-        hide_seen=hide, progress=config.progress and len(ids) > 1, rules=ready,
+        hide_seen=hide, progress=config.progress and len(ids) > 1, rules=ready, details=details,
     )  # fmt: skip
     report_short(state, lists, len(ids), k)
     columns = ["user_id", "item_id", "rank", "score"]
@@ -56,7 +57,8 @@ def named_lists(
 def named(state: Fitted, lists: pl.DataFrame, ids: pl.Series, columns: Sequence[str]) -> pl.DataFrame:
     """Some columns, with `user_id` and `item_id` made from `user_row` and `item_row`."""
     items = state.catalogue.ids_of(lists["item_row"].to_numpy())
-    return lists.with_columns(user_id=ids.gather(lists["user_row"]), item_id=items).select(columns)
+    known = {"user_id": ids.gather(lists["user_row"]), "item_id": items}
+    return pl.DataFrame([(known[name] if name in known else lists[name]).alias(name) for name in columns])
 
 
 def best_items(
@@ -69,12 +71,13 @@ def best_items(
     hide_seen: bool,
     progress: bool,
     rules: ReadyRules | None = None,
+    details: bool = True,
 ) -> pl.DataFrame:
     """The best `k` of each user, block by block so that memory does not grow with the number of users.
 
     Returns:
-        `user_row`, `item_row`, `rank`, `score`, `stage1_score`, `interest_score`, `is_fallback`, `<source>_rank` and,
-        where there are rules, `rules`: which of them are behind an item's place.
+        `user_row`, `item_row`, `rank`, `score` and, with `details`, `stage1_score`, `interest_score`, `is_fallback`,
+        `<source>_rank` and, where there are rules, `rules`: which of them are behind an item's place.
     """
     starts = range(0, max(len(people), 1), USERS_PER_BLOCK)
     parts = [
@@ -86,6 +89,7 @@ def best_items(
             blocked=blocked,
             hide_seen=hide_seen,
             rules=rules,
+            details=details,
         ).with_columns(pl.col("user_row") + pl.lit(start, dtype=pl.Int32))
         for start in tqdm(starts, desc="recommend", disable=not progress)
     ]
@@ -101,14 +105,16 @@ def _block(
     blocked: npt.NDArray[np.bool_],
     hide_seen: bool,
     rules: ReadyRules | None,
+    details: bool,
 ) -> pl.DataFrame:
     columns = scored_candidates(state, people, k, config, blocked=blocked, hide_seen=hide_seen)
-    names = [*LISTED, *(f"{name}_rank" for name in state.snapshot.retriever.sources)]
+    ranks = [f"{name}_rank" for name in state.snapshot.retriever.sources]
+    names = [*LISTED, *DETAILS, *ranks] if details or rules is not None else LISTED
     if rules is not None:
         frame = to_frame({name: columns[name] for name in names})
         return arrange(frame, people, k, rules, blocked=blocked, hide_seen=hide_seen)
-    places, ranks = best_places(columns["user_row"], columns["item_row"], columns["score"], k)
-    return to_frame({name: columns[name][places] for name in names} | {"rank": ranks})
+    places, place = best_places(columns["user_row"], columns["item_row"], columns["score"], k)
+    return to_frame({name: columns[name][places] for name in names} | {"rank": place})
 
 
 def scored_candidates(
@@ -155,7 +161,7 @@ def with_source(frame: pl.DataFrame) -> pl.DataFrame:
 
 def report_short(state: Fitted, lists: pl.DataFrame, n_asked: int, k: int) -> None:
     """Log how many of the lists asked for have fewer than `k` rows."""
-    short = n_asked - lists.filter(pl.col("rank") == k).height
+    short = n_asked - int((lists["rank"] == k).sum())
     if short:
         log.warning(
             "%d of %d lists have fewer than k=%d items (%d items are available before filters)",
