@@ -15,10 +15,11 @@ from tqdm import tqdm
 from ranking.features import Columns
 from ranking.rerank import best_places
 from recsys.arguments import FilterSeen, hide_seen, positive
+from recsys.candidates import candidate_columns, to_frame
 from recsys.config import RecommenderConfig
 from recsys.fitted import Fitted
 from recsys.rules import ReadyRules, Rules, arrange, prepare_rules
-from recsys.snapshot import People, candidate_columns, to_frame
+from recsys.snapshot import People
 
 log = logging.getLogger("recsys")
 
@@ -126,7 +127,7 @@ def scored_candidates(
     blocked: npt.NDArray[np.bool_],
     hide_seen: bool,
 ) -> Columns:
-    """The columns of `recsys.snapshot.candidate_columns`, with `interest_score` always, `score` and `is_fallback`.
+    """The columns of `recsys.candidates.candidate_columns`, with `interest_score` always, `score` and `is_fallback`.
 
     The score is the ranker's for people with history, the blend of what is popular for the others.
     """

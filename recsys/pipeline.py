@@ -15,6 +15,7 @@ import polars as pl
 import scipy.sparse as sp
 
 from ranking.interest import InterestModel
+from recsys.candidates import candidate_columns, to_frame
 from recsys.catalogue import Catalogue, user_numbers
 from recsys.config import RecommenderConfig
 from recsys.fitted import Fitted
@@ -22,7 +23,7 @@ from recsys.notes import Notes
 from recsys.prediction import Probabilities, learn_probabilities
 from recsys.schema import Tables
 from recsys.second_stage import LabelWindow, SecondStage, report_drift, retrieve, train_second_stage
-from recsys.snapshot import Snapshot, candidate_columns, gather_people, take_snapshot, to_frame
+from recsys.snapshot import Snapshot, gather_people, take_snapshot
 from recsys.splits import Windows, end_of, make_windows, moments
 from recsys.towers import Towers, covisitation_of, learn_towers, load_encoder, prepare_encoder, renew_towers
 

@@ -18,11 +18,12 @@ import polars as pl
 
 from ranking.features import feature_names
 from ranking.probability import HeadConfig, ProbabilityHead
+from recsys.candidates import describe, of_frame, to_columns, to_frame
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.notes import Notes
 from recsys.probability_report import ProbabilityReport, best_threshold, report
-from recsys.snapshot import People, Snapshot, describe, gather_people, of_frame, to_columns, to_frame
+from recsys.snapshot import People, Snapshot, gather_people
 from recsys.splits import WindowKind, Windows, moments
 
 ANY = "any"

@@ -11,11 +11,12 @@ import polars as pl
 
 from ranking.ranker import Ranker
 from ranking.rerank import top_k
+from recsys.candidates import to_frame
 from recsys.config import RecommenderConfig
 from recsys.errors import InvalidConfig
 from recsys.fitted import Fitted
 from recsys.lists import scored_candidates
-from recsys.snapshot import People, to_frame
+from recsys.snapshot import People
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]

@@ -16,6 +16,7 @@ from recsys import online, pipeline
 from recsys.activity import ActivityModel
 from recsys.arguments import FilterSeen, OnUnknown, asked_alone, distinct_texts, hide_seen, positive
 from recsys.bundle import open_bundle, write_bundle
+from recsys.candidates import to_columns, to_frame
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.device import resolve_device
 from recsys.errors import NotFitted
@@ -29,7 +30,6 @@ from recsys.reasons import check_language, explain_items
 from recsys.requests import blocked_items, ending_now, item_rows, known_people, people_of, report_unknown, user_ids
 from recsys.rules import Rules
 from recsys.schema import Table, to_caller, validate, validate_histories
-from recsys.snapshot import to_columns, to_frame
 
 
 class Recommender:

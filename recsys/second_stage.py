@@ -24,11 +24,12 @@ from ranking.features import feature_names
 from ranking.interest import InterestModel
 from ranking.ranker import Ranker
 from ranking.training_set import TrainingSet, label_candidates
+from recsys.candidates import describe, history_texts, of_frame, to_columns, to_frame
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.notes import Notes
 from recsys.ranker_lesson import MIN_RANKER_USERS, earns_its_place, train_ranker, without_interest, without_users
-from recsys.snapshot import People, Snapshot, describe, history_texts, of_frame, to_columns, to_frame
+from recsys.snapshot import People, Snapshot
 from recsys.towers import INTEREST_SHARE, budget
 
 MIN_INTEREST_USERS = 8

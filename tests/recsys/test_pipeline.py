@@ -14,6 +14,7 @@ from scipy.stats import ks_2samp
 from indexing.covisitation import covisitation
 from indexing.index import index_summary
 from recsys import Recommender, pipeline, towers
+from recsys.candidates import candidate_columns, to_frame
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import InvalidConfig
@@ -23,7 +24,6 @@ from recsys.ranker_lesson import without_users
 from recsys.requests import known_people
 from recsys.schema import validate
 from recsys.second_stage import retrieve, train_interest, training_rows
-from recsys.snapshot import candidate_columns, to_frame
 from recsys.splits import make_windows
 from recsys.synthetic import generate
 from recsys.towers import learn_towers, load_encoder

@@ -12,12 +12,12 @@ import pytest
 
 from recsys import Recommender
 from recsys.arguments import hide_seen
+from recsys.candidates import to_frame
 from recsys.config import config_from_dict
 from recsys.errors import InvalidConfig, InvalidData
 from recsys.lists import scored_candidates
 from recsys.reasons import LIKE, N_CONTRIBUTIONS, N_NEAREST, TEMPLATES
 from recsys.requests import known_people, user_ids
-from recsys.snapshot import to_frame
 from recsys.synthetic import Synthetic, generate
 
 USER = "u00003"

@@ -10,9 +10,10 @@ import pytest
 
 from ranking.cross_encoder import CrossEncoder
 from ranking.interest import InterestConfig, InterestModel
+from recsys.candidates import add_interest
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
-from recsys.snapshot import add_interest, gather_people, item_table
+from recsys.snapshot import gather_people, item_table
 
 MOMENT = datetime(2024, 3, 1, tzinfo=UTC)
 DAYS = [datetime(2024, 2, 20, tzinfo=UTC), None, datetime(2024, 3, 5, tzinfo=UTC)]

@@ -1,0 +1,125 @@
+"""Candidates of some people and what is known of each pair: stage-1 scores, interest score, behavioural features.
+
+One implementation for training and serving. What is known at a moment is `recsys/snapshot.py`, the features themselves
+are `ranking/`.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from indexing.retriever import Candidates
+from indexing.sparse import place_in_runs
+from ranking.features import Columns, build_features
+from ranking.interest import InterestModel
+from ranking.similarity import add_similarity
+from recsys.catalogue import Catalogue
+from recsys.config import RecommenderConfig
+from recsys.snapshot import People, Snapshot
+from recsys.text import history_text
+
+
+def candidate_columns(
+    people: People,
+    snapshot: Snapshot,
+    interest: InterestModel | None,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    *,
+    blocked: npt.NDArray[np.bool_],
+    hide_seen: bool,
+    n_candidates: int | None = None,
+    progress: bool = False,
+) -> Columns:
+    """Retrieve for every user and describe each candidate: stage-1 scores, interest score, behavioural features.
+
+    Returns:
+        `user_row`, `item_row`, `stage1_score`, `<source>_score`, `<source>_rank`, `interest_score`, `interest_rank` and
+        the columns of `ranking.features.build_features` and `ranking.similarity.add_similarity`.
+    """
+    candidates = snapshot.retriever.retrieve(
+        people.histories, blocked=blocked, hide_seen=hide_seen, n_candidates=n_candidates, progress=progress
+    )
+    return describe(to_columns(candidates), people, snapshot, interest, catalogue, config, progress=progress)
+
+
+def describe(
+    columns: Columns,
+    people: People,
+    snapshot: Snapshot,
+    interest: InterestModel | None,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    *,
+    progress: bool = False,
+) -> Columns:
+    """Add interest score and behavioural features to candidates, which lie best first for each user."""
+    if interest is not None:
+        columns = add_interest(columns, people, interest, catalogue, config, progress=progress)
+    columns = build_features(columns, people.history, snapshot.table, people.moments, config.features, snapshot.kinds)
+    columns = add_similarity(columns, people.history, snapshot.spaces, newest=config.features.similar_length)
+    numbers = {} if people.numbers is None else people.numbers.drop("user_row").to_dict()
+    return columns | {name: values.to_numpy()[columns["user_row"]] for name, values in numbers.items()}
+
+
+def to_columns(candidates: Candidates) -> Columns:
+    """Candidates as arrays by name; a source that did not propose an item has a NaN rank."""
+    scores, ranks = np.ascontiguousarray(candidates.scores.T), np.ascontiguousarray(candidates.ranks.T)
+    named: Columns = {
+        "user_row": candidates.users.astype(np.int32),
+        "item_row": candidates.items.astype(np.int32),
+    }
+    named["stage1_score"] = candidates.blend
+    for row, name in enumerate(candidates.sources):
+        named |= {f"{name}_score": scores[row], f"{name}_rank": ranks[row]}
+    return named
+
+
+def to_frame(columns: Columns) -> pl.DataFrame:
+    """Arrays by name as a frame, null for NaN."""
+    return pl.DataFrame(columns, nan_to_null=True)
+
+
+def of_frame(frame: pl.DataFrame) -> Columns:
+    """The columns of a frame as arrays, NaN for null."""
+    return {name: values.to_numpy() for name, values in frame.to_dict().items()}
+
+
+def add_interest(
+    columns: Columns,
+    people: People,
+    interest: InterestModel,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    *,
+    progress: bool = False,
+) -> Columns:
+    """Score the best `n_interest` candidates of each user with history; the others get NaN."""
+    texts = history_texts(people, catalogue)
+    users, known = columns["user_row"], np.array([bool(text) for text in texts], dtype=np.bool_)
+    chosen = np.flatnonzero((place_in_runs(users.astype(np.int64)) < config.n_interest) & known[users])
+    found, owners = np.full((2, len(users)), np.nan, dtype=np.float32), users[chosen]
+    found[0, chosen] = interest.score(
+        [texts[row] for row in owners],
+        [catalogue.short_text_of(row) for row in columns["item_row"][chosen]],
+        progress=progress,
+    )
+    found[1, chosen] = _ranks(owners, found[0, chosen])
+    return columns | {"interest_score": found[0], "interest_rank": found[1]}
+
+
+def _ranks(users: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Place of each score among those of its user from 1, best first; equal ones share the first of their places."""
+    order = np.lexsort((-scores, users))
+    every, place = np.arange(len(users)), place_in_runs(users[order].astype(np.int64))
+    equal = (np.diff(scores[order], prepend=np.nan) == 0.0) & (place > 0)
+    ranks = np.empty(len(users), dtype=np.int64)
+    ranks[order] = np.maximum.accumulate(np.where(equal, 0, every)) - (every - place) + 1
+    return ranks
+
+
+def history_texts(people: People, catalogue: Catalogue, *, newest: int = 20) -> list[str]:
+    """One text for each user, made of the titles of his newest items; empty without history."""
+    titles = catalogue.items["title"]
+    histories = people.histories
+    return [history_text(titles.gather(histories.of(user)[-newest:][::-1]).to_list()) for user in range(len(people))]
