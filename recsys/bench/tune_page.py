@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recsys.bench.charts import Bar, bars, points
@@ -19,15 +20,16 @@ SHOWN = 100  # trials in the table, the best ones
 def tune_page(tuned: Tuned) -> str:
     """The page."""
     scored = [trial for trial in tuned.trials if trial.score is not None]
+    name = Path(tuned.dataset).name
     body = [
-        f"<h1>{escape(tuned.dataset)}: which settings?</h1>",
+        f"<h1>{escape(name)}: which settings?</h1>",
         f'<div class="verdict"><p>{escape(tune_headline(tuned))}</p></div>',
         '<p class="warn">The best of many trials is partly luck: its score here is too high. '
         "Measure its settings on the test with <code>recsys-bench run --config best.toml</code>, once.</p>",
         *([_course(scored, tuned.metric), _settings(scored, tuned), _table(tuned)] if scored else []),
         _conditions(tuned),
     ]
-    return page(f"{tuned.dataset}: trials", body)
+    return page(f"{name}: trials", body)
 
 
 def tune_headline(tuned: Tuned) -> str:
@@ -99,6 +101,7 @@ def _table(tuned: Tuned) -> str:
 
 def _conditions(tuned: Tuned) -> str:
     pairs = {
+        "read from": tuned.dataset,
         "split": f"{tuned.split}, twice; {tuned.protocol}",
         "validation hash": tuned.validation_hash,
         "test hash": f"{tuned.test_hash} (cut off before the search, seen by no trial)",
