@@ -5,11 +5,11 @@ Owns the comparison. What is said about the tables or about the version that lac
 
 from __future__ import annotations
 
+from recsys.candidates import candidate_columns
 from recsys.config import RecommenderConfig
 from recsys.errors import BundleCorrupt, InvalidData
 from recsys.fitted import Fitted
-from recsys.requests import blocked_items, known_people
-from recsys.snapshot import candidate_frame
+from recsys.snapshot import gather_people
 
 INTEREST = ("interest_score", "interest_rank")
 
@@ -24,16 +24,23 @@ def check_features(fitted: Fitted, config: RecommenderConfig) -> None:
         raise BundleCorrupt(f"the version's {lack}, which its rows do not have; roll it back, or fit again.")
 
 
-def check_tables_give(fitted: Fitted, config: RecommenderConfig) -> None:
+def check_refreshed(made: Fitted, parent: Fitted, config: RecommenderConfig) -> None:
     """Refuse tables from which some feature of the models cannot be computed.
+
+    Args:
+        made: the parent brought up to date with the tables.
+        parent: asked only where something is missing, since its sources are not made otherwise.
+        config: of both.
 
     Raises:
         InvalidData: which model it is, and the first features that it lacks.
+        BundleCorrupt: the parent lacks them as well, so it is not the tables' fault.
     """
-    if lack := lacking(fitted, config):
+    if lack := lacking(made, config):
+        check_features(parent, config)
         raise InvalidData(
-            table="items and users", rule=f"the {lack}, which cannot be computed from these tables",
-            remedy="give the columns as at the fit, with several values in each, or fit again",
+            table="interactions, items or users", rule=f"the {lack}, which cannot be computed from these tables",
+            remedy="give the tables as at the fit, with several values in each column, or fit again",
         )  # fmt: skip
 
 
@@ -55,10 +62,10 @@ def lacking(fitted: Fitted, config: RecommenderConfig) -> str | None:
 
 
 def _columns(fitted: Fitted, config: RecommenderConfig) -> set[str]:
-    """Names of what is computed for a candidate, from one user's row."""
-    people = known_people(fitted, fitted.timelines.user_ids.alias("user_id").head(1))
-    frame = candidate_frame(
-        people, fitted.snapshot, None, fitted.catalogue, config,
-        blocked=blocked_items(fitted.catalogue, None, None), hide_seen=False, n_candidates=1,
-    )  # fmt: skip
-    return {*frame.columns, *(INTEREST if fitted.interest is not None else ())}
+    """Names of what is computed for a candidate, from the candidates of nobody."""
+    events = fitted.events.clear()
+    nobody = gather_people(events, events["user_id"], fitted.as_of, fitted.user_numbers)
+    columns = candidate_columns(
+        nobody, fitted.snapshot, None, fitted.catalogue, config, blocked=~fitted.catalogue.available, hide_seen=True
+    )
+    return {*columns, *(INTEREST if fitted.interest is not None else ())}

@@ -27,7 +27,6 @@ from recsys.device import resolve_device
 from recsys.errors import BundleCorrupt, BundleLocked, BundleNotFound, InvalidData
 from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
 from recsys.rebuild.current import Current, utc
-from recsys.rebuild.features import check_features, check_tables_give
 from recsys.rebuild.gates import (
     GateResult,
     GatesConfig,
@@ -261,7 +260,6 @@ def _build(
         store.append_step(run_id, "start", parent=current.version, inputs=inputs)
         with clock.step("refresh"):
             made = refresh(parent, tables, settings, device=device, as_of=as_of, cache=cache)
-            check_tables_give(made.fitted, settings)
         counts = as_json(made.counts)
         store.append_step(run_id, "refresh", **counts)
         with clock.step("write"):
@@ -294,7 +292,6 @@ def _parent(folder: Path, state: dict[str, Any], settings: RecommenderConfig, de
     except (ValueError, LookupError, TypeError, RuntimeError, *readers) as error:
         raise BundleCorrupt(f"{folder} is as it was written, but does not open: {error}; roll it back.") from error
     check_parts(parent, encoder)
-    check_features(parent, settings)
     return parent
 
 

@@ -26,8 +26,9 @@ from recsys.config import RecommenderConfig
 from recsys.errors import BundleCorrupt, InvalidData, PublishRefused
 from recsys.fitted import Fitted
 from recsys.pipeline import to_events
+from recsys.rebuild.features import check_refreshed
 from recsys.schema import Tables
-from recsys.snapshot import candidate_frame, gather_people, places_of, take_snapshot
+from recsys.snapshot import places_of, take_snapshot
 from recsys.splits import end_of
 from recsys.towers import Towers, configured_index, item_space
 
@@ -97,7 +98,7 @@ def refresh(
 
     Raises:
         InvalidData: a table lacks what the models were fitted with, or nothing lies before `as_of`.
-        BundleCorrupt: the cache is damaged.
+        BundleCorrupt: the cache is damaged, or the parent lacks what its models read.
     """
     check_tables(parent, tables)
     interactions, late, moment = _before(tables.interactions, as_of)
@@ -126,7 +127,7 @@ def refresh(
         parent, catalogue=catalogue, events=events, users=tables.users, towers=towers, snapshot=snapshot,
         as_of=moment.timestamp(), notes=_notes(parent.notes, moment),
     )  # fmt: skip
-    _same_features(fitted, config)
+    check_refreshed(fitted, parent, config)
     return Refreshed(fitted, counts)
 
 
@@ -198,24 +199,6 @@ def _same_columns(old: pl.DataFrame, new: pl.DataFrame, table: str) -> None:
                 table=table, column=name, rule=f"{found}, the model was fitted with {name} as {kind}",
                 remedy="give the column as at the fit, or fit again",
             )  # fmt: skip
-
-
-def _same_features(made: Fitted, config: RecommenderConfig) -> None:
-    """What the ranker and the heads read must still be there; the interest model and its scores are carried over."""
-    models = (made.ranker, made.new_ranker, *(made.probabilities.heads.values() if made.probabilities else ()))
-    nobody = gather_people(made.events.clear(), made.events["user_id"].clear(), made.as_of, made.user_numbers)
-    there = candidate_frame(
-        nobody, made.snapshot, None, made.catalogue, config, blocked=~made.catalogue.available, hide_seen=True
-    ).columns
-    read = {name: None for model in models if model is not None for name in model.features}
-    lost = [name for name in read if name not in there and not name.startswith("interest_")]
-    if lost:
-        sources = dict.fromkeys(name.removesuffix("_score").removesuffix("_rank") for name in lost)
-        raise InvalidData(
-            table="interactions" if "ease" in sources else "items",
-            rule=f"leave nothing to compute {', '.join(sources)} from, which the model was fitted with",
-            remedy="give the tables as at the fit, or fit again",
-        )  # fmt: skip
 
 
 def _before(interactions: pl.DataFrame, as_of: datetime | None) -> tuple[pl.DataFrame, int, datetime]:

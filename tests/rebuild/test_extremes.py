@@ -112,7 +112,7 @@ def test_a_catalogue_of_one_item(store: Store, data: Synthetic, still_serves: Lo
     """Other items are too few, whatever the limit allows: the ranker's features cannot be computed."""
     before = store.current()
     anything = RebuildConfig(gates=GatesConfig(margin=1.0, min_items=0.0))
-    with pytest.raises(InvalidData, match=r"leave nothing to compute|which cannot be computed"):
+    with pytest.raises(InvalidData, match="which cannot be computed"):
         run(store, data.interactions, data.items.head(1), data.users, now=NOW, config=anything)
     with pytest.raises(InvalidData, match="items: has no rows"):
         run(store, data.interactions, data.items.clear(), data.users, now=NOW, config=anything)

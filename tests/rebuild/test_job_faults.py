@@ -167,7 +167,14 @@ def test_strange_texts(store: Store, data: Synthetic) -> None:
 
 def test_hardly_any_items(store: Store, data: Synthetic) -> None:
     refused(store, data, InvalidData, "items: has no rows", data.items.clear())
-    refused(store, data, InvalidData, "leave nothing to compute category from", data.items.head(1), config=EASY)
+    refused(
+        store,
+        data,
+        InvalidData,
+        "reads category_score, category_rank, which cannot be computed",
+        data.items.head(1),
+        config=EASY,
+    )
     few = data.items.head(5)
     refused(store, data, PublishRefused, r"gate items: 0\.0625 is not", few, config=EASY)
     refused(

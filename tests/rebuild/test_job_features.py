@@ -14,7 +14,7 @@ from ranking.model_names import model_names
 from recsys import Recommender
 from recsys.cli import exit_code
 from recsys.errors import BundleCorrupt, InvalidData
-from recsys.rebuild.features import check_features, check_tables_give
+from recsys.rebuild.features import check_features, check_refreshed
 from recsys.rebuild.gates import GatesConfig
 from recsys.rebuild.job import RebuildConfig, init, run
 from recsys.rebuild.store import Store
@@ -89,7 +89,7 @@ def test_tables_that_leave_a_feature_out(store: Store, data: Synthetic, still_se
     before = store.current()
     alike = data.users.with_columns(favourite_topic=pl.lit("all"))
     with pytest.raises(
-        InvalidData, match=r"items and users: the ranker reads user__favourite_topic, which cannot be computed"
+        InvalidData, match=r"items or users: the ranker reads user__favourite_topic, which cannot be computed"
     ) as caught:
         run(store, data.interactions, data.items, alike, now=NOW, config=EASY)
     assert exit_code(caught.value) == 65
@@ -102,4 +102,4 @@ def test_a_model_that_finds_its_features_passes(model: Path) -> None:
     served = Recommender.load(model, device="cpu")
     assert served._state.ranker is not None
     check_features(served._state, served.config)
-    check_tables_give(served._state, served.config)
+    check_refreshed(served._state, served._state, served.config)
