@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -257,7 +257,7 @@ class HistoryEncoder(nn.Module):
         x = self._read(items, event_rows, gap_rows)
         for block in self.blocks[:-1]:
             x = block(x)
-        x = self.blocks[-1].last(x) if len(self.blocks) else x
+        x = cast(Block, self.blocks[-1]).last(x) if len(self.blocks) else x
         correction = self.project_out(self.norm(x[:, -1]))
         age = torch.arange(items.shape[1] - 1, -1, -1, device=device)
         mean = functional.normalize(torch.sigmoid(self.decay) ** age @ items, dim=-1)
