@@ -117,15 +117,34 @@ class CrossEncoder(nn.Module):
         Returns:
             For each pair what the body reads of it (`input_ids`, `attention_mask`, ...), int64 (its tokens,).
         """
-        safe = [(self._safe(history), self._safe(item)) for history, item in pairs]
-        strategies = self._strategies([item for _, item in safe])
-        rows: list[dict[str, Tensor]] = [{} for _ in safe]
-        for strategy in sorted(set(strategies)):
-            chosen = [row for row, own in enumerate(strategies) if own == strategy]
-            encoded = self.tokenizer([safe[row] for row in chosen], truncation=strategy, max_length=self.max_tokens)
-            for position, row in enumerate(chosen):
-                rows[row] = {name: torch.tensor(lists[position]) for name, lists in encoded.items()}
-        return rows
+        room = self.max_tokens - self.tokenizer.num_special_tokens_to_add(pair=True)
+        distinct = list({text for pair in pairs for text in pair})  # a history is read once, not once an item
+        safe = [self._safe(text) for text in distinct]
+        # Cut here: the tokenizer keeps all that it cuts off, which takes longer than the reading.
+        encoded = self.tokenizer(safe, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = dict(zip(distinct, (each[:room] for each in encoded), strict=True))
+        return [
+            self._fitted(ids[history], ids[item], room) if len(ids[item]) < room else self._cut(history, item)
+            for history, item in pairs
+        ]
+
+    def _fitted(self, history: list[int], item: list[int], room: int) -> dict[str, Tensor]:
+        """Tokens of a pair whose item leaves room for some of the history."""
+        first = [self.tokenizer.cls_token_id, *history[: room - len(item)], self.tokenizer.sep_token_id]
+        second = [*item, self.tokenizer.sep_token_id]
+        read = {
+            "input_ids": torch.tensor(first + second),
+            "token_type_ids": torch.tensor([0] * len(first) + [1] * len(second)),
+            "attention_mask": torch.ones(len(first) + len(second), dtype=torch.int64),
+        }
+        return {name: read[name] for name in self.tokenizer.model_input_names}
+
+    def _cut(self, history: str, item: str) -> dict[str, Tensor]:
+        """Tokens of a pair whose item alone fills it."""
+        read = self.tokenizer(
+            self._safe(history), self._safe(item), truncation="longest_first", max_length=self.max_tokens
+        )
+        return {name: torch.tensor(values) for name, values in read.items()}
 
     def padded(self, rows: list[dict[str, Tensor]], *, n_rows: int = 0, n_tokens: int = 0) -> dict[str, Tensor]:
         """Put rows from `tokens` together on the body's device.
@@ -148,12 +167,6 @@ class CrossEncoder(nn.Module):
         mean = (hidden * mask).sum(1) / mask.sum(1)  # (n, hidden)
         logits: Tensor = self.head(self.dropout(mean)).squeeze(-1)  # (n,)
         return logits.float()
-
-    def _strategies(self, items: list[str]) -> list[str]:
-        """Name each pair's truncation: the tokenizer refuses to take more from a history than there is."""
-        room = self.max_tokens - self.tokenizer.num_special_tokens_to_add(pair=True)
-        encoded = self.tokenizer(items, add_special_tokens=False, truncation=True, max_length=room)
-        return ["only_first" if len(ids) < room else "longest_first" for ids in encoded["input_ids"]]
 
     def _columns(self, name: str, rows: list[dict[str, Tensor]], n_tokens: int) -> Tensor:
         filler = self.tokenizer.pad_token_id if name == "input_ids" else 0
