@@ -365,11 +365,10 @@ class Recommender:
             BundleNotFound, BundleCorrupt, BundleIncompatible: there is none, it is damaged, or of another format.
             DeviceUnavailable: the device is not there.
         """
-        resolved = resolve_device(device)
         open_bundle(Path(folder))
         state = read_state(Path(folder))
         config = config_from_dict(state["config"])
-        fitted = read_fitted(Path(folder), state, config, resolved)
+        fitted = read_fitted(Path(folder), state, config, resolve_device(device))
         fitted.snapshot.ready()
         return cls.of(fitted, config)
 
