@@ -112,7 +112,7 @@ from recsys.rebuild.store import Store
 
 root, result, people = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 store, loads, last, lists, error = Store.open(root), 0, 0, {}, None
-os.nice(10)  # the writer sets the pace, on two cores too
+os.nice(3)  # the writer sets the pace, on two cores too
 print("ready", flush=True)
 try:
     while not (root.parent / "stop").exists():
