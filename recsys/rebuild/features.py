@@ -24,13 +24,15 @@ def check_features(fitted: Fitted, config: RecommenderConfig) -> None:
         raise BundleCorrupt(f"the version's {lack}, which its rows do not have; roll it back, or fit again.")
 
 
-def check_tables_give(fitted: Fitted, config: RecommenderConfig) -> None:
-    """Refuse tables from which some feature of the models cannot be computed.
+def check_refreshed(fitted: Fitted, parent: Fitted, config: RecommenderConfig) -> None:
+    """Refuse what was made of a parent and of tables where some feature of the models cannot be computed.
 
     Raises:
-        InvalidData: which model it is, and the first features that it lacks.
+        BundleCorrupt: the parent lacks it as well.
+        InvalidData: the tables are what leaves it out.
     """
     if lack := lacking(fitted, config):
+        check_features(parent, config)
         raise InvalidData(
             table="items and users", rule=f"the {lack}, which cannot be computed from these tables",
             remedy="give the columns as at the fit, with several values in each, or fit again",

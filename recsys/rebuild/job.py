@@ -26,7 +26,7 @@ from recsys.device import resolve_device
 from recsys.errors import BundleCorrupt, BundleLocked, BundleNotFound, InvalidData
 from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
 from recsys.rebuild.current import Current, utc
-from recsys.rebuild.features import check_features, check_tables_give
+from recsys.rebuild.features import check_refreshed
 from recsys.rebuild.gates import GateResult, GatesConfig, from_json, judge, refuse_failed, reopened, to_json
 from recsys.rebuild.object_store import ObjectStore
 from recsys.rebuild.refresh import Counts, as_json, check_parts, refresh
@@ -250,7 +250,7 @@ def _build(
         store.append_step(run_id, "start", parent=current.version, inputs=inputs)
         with clock.step("refresh"):
             made = refresh(parent, tables, settings, device=device, as_of=as_of, cache=cache)
-            check_tables_give(made.fitted, settings)
+            check_refreshed(made.fitted, parent, settings)
         counts = as_json(made.counts)
         store.append_step(run_id, "refresh", **counts)
         with clock.step("gates"):
@@ -279,7 +279,6 @@ def _parent(folder: Path, state: dict[str, Any], settings: RecommenderConfig, de
     except (ValueError, LookupError, TypeError, RuntimeError, *readers) as error:
         raise BundleCorrupt(f"{folder} is as it was written, but does not open: {error}; roll it back.") from error
     check_parts(parent, encoder)
-    check_features(parent, settings)
     return parent
 
 

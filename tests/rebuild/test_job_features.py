@@ -14,7 +14,7 @@ from ranking.model_names import model_names
 from recsys import Recommender
 from recsys.cli import exit_code
 from recsys.errors import BundleCorrupt, InvalidData
-from recsys.rebuild.features import check_features, check_tables_give
+from recsys.rebuild.features import check_features, check_refreshed
 from recsys.rebuild.gates import GatesConfig
 from recsys.rebuild.job import RebuildConfig, init, run
 from recsys.rebuild.store import Store
@@ -102,4 +102,4 @@ def test_a_model_that_finds_its_features_passes(model: Path) -> None:
     served = Recommender.load(model, device="cpu")
     assert served._state.ranker is not None
     check_features(served._state, served.config)
-    check_tables_give(served._state, served.config)
+    check_refreshed(served._state, served._state, served.config)
