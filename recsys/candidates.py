@@ -35,7 +35,7 @@ def candidate_columns(
 
     Returns:
         `user_row`, `item_row`, `stage1_score`, `<source>_score`, `<source>_rank`, `interest_score`, `interest_rank` and
-        the columns of `ranking.features.build_features` and `ranking.similarity.add_similarity`.
+        what `ranking.features.build_features` and `ranking.similarity.add_similarity` add.
     """
     candidates = snapshot.retriever.retrieve(
         people.histories, blocked=blocked, hide_seen=hide_seen, n_candidates=n_candidates, progress=progress
@@ -65,11 +65,8 @@ def describe(
 def to_columns(candidates: Candidates) -> Columns:
     """Candidates as arrays by name; a source that did not propose an item has a NaN rank."""
     scores, ranks = np.ascontiguousarray(candidates.scores.T), np.ascontiguousarray(candidates.ranks.T)
-    named: Columns = {
-        "user_row": candidates.users.astype(np.int32),
-        "item_row": candidates.items.astype(np.int32),
-    }
-    named["stage1_score"] = candidates.blend
+    users, items = candidates.users.astype(np.int32), candidates.items.astype(np.int32)
+    named: Columns = {"user_row": users, "item_row": items, "stage1_score": candidates.blend}
     for row, name in enumerate(candidates.sources):
         named |= {f"{name}_score": scores[row], f"{name}_rank": ranks[row]}
     return named
@@ -82,7 +79,7 @@ def to_frame(columns: Columns) -> pl.DataFrame:
 
 def of_frame(frame: pl.DataFrame) -> Columns:
     """The columns of a frame as arrays, NaN for null."""
-    return {name: values.to_numpy() for name, values in frame.to_dict().items()}
+    return {column.name: column.to_numpy() for column in frame}
 
 
 def add_interest(
@@ -96,19 +93,16 @@ def add_interest(
 ) -> Columns:
     """Score the best `n_interest` candidates of each user with history; the others get NaN."""
     texts = history_texts(people, catalogue)
-    users, known = columns["user_row"], np.array([bool(text) for text in texts], dtype=np.bool_)
+    users, known = columns["user_row"], np.array([len(text) > 0 for text in texts], dtype=np.bool_)
     chosen = np.flatnonzero((place_in_runs(users.astype(np.int64)) < config.n_interest) & known[users])
     found, owners = np.full((2, len(users)), np.nan, dtype=np.float32), users[chosen]
-    found[0, chosen] = interest.score(
-        [texts[row] for row in owners],
-        [catalogue.short_text_of(row) for row in columns["item_row"][chosen]],
-        progress=progress,
-    )
-    found[1, chosen] = _ranks(owners, found[0, chosen])
+    shown = [catalogue.short_text_of(row) for row in columns["item_row"][chosen]]
+    found[0, chosen] = interest.score([texts[row] for row in owners], shown, progress=progress)
+    found[1, chosen] = interest_ranks(owners, found[0, chosen])
     return columns | {"interest_score": found[0], "interest_rank": found[1]}
 
 
-def _ranks(users: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def interest_ranks(users: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """Place of each score among those of its user from 1, best first; equal ones share the first of their places."""
     order = np.lexsort((-scores, users))
     every, place = np.arange(len(users)), place_in_runs(users[order].astype(np.int64))

@@ -22,7 +22,7 @@ import polars as pl
 
 from indexing.contrastive import ContrastiveConfig
 from ranking.interest import InterestConfig
-from recsys import Recommender, snapshot
+from recsys import Recommender, candidates
 from recsys.config import RecommenderConfig
 from recsys.datasets import load_dataset
 
@@ -32,12 +32,12 @@ Times = np.ndarray  # (n, 2): wall and CPU seconds
 
 
 class Stopwatch:
-    """CPU time spent in some functions of `recsys.snapshot`."""
+    """CPU time spent in some functions of `recsys.candidates`."""
 
     def __init__(self, *names: str) -> None:
         self.seconds = 0.0
         for name in names:
-            setattr(snapshot, name, self._timed(getattr(snapshot, name)))
+            setattr(candidates, name, self._timed(getattr(candidates, name)))
 
     def _timed(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: object, **kwargs: object) -> Any:

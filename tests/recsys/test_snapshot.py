@@ -10,7 +10,7 @@ import pytest
 
 from ranking.cross_encoder import CrossEncoder
 from ranking.interest import InterestConfig, InterestModel
-from recsys.candidates import add_interest
+from recsys.candidates import add_interest, interest_ranks
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.snapshot import gather_people, item_table
@@ -90,3 +90,10 @@ def test_an_unchanged_history_costs_no_pass_of_the_interest_model_and_a_click_do
     click = EVENTS.filter(user_id="v").with_columns(user_id=pl.lit("u"), item_row=pl.lit(0, dtype=pl.Int32))
     assert scores(pl.concat([EVENTS, click])) != first
     assert len(passes) == 2
+
+
+def test_equal_interest_scores_of_a_user_share_the_first_of_their_places():
+    users = np.array([0, 0, 0, 0, 1, 1, 4], dtype=np.int32)
+    scores = np.array([0.5, 2.0, 0.5, -1.0, 0.5, 0.5, -1.0], dtype=np.float32)
+    assert interest_ranks(users, scores).tolist() == [2, 1, 2, 4, 1, 1, 1]
+    assert interest_ranks(users[:0], scores[:0]).tolist() == []
