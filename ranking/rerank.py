@@ -12,6 +12,7 @@ import polars as pl
 Codes = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+LEAST = 1e-3  # relevance of a user's worst candidate: at 0 no boost could lift it
 SMOOTHING = 0.01  # of the list's category shares towards the history's; Steck (2018), section 3
 
 
@@ -73,8 +74,8 @@ def rerank(
     """The `k` rows of each user that the rules choose, one place after the other.
 
     Each place goes to the candidate of most worth, given those above it and the pinned ones. Worth is relevance (the
-    score scaled to [0, 1] over the user's candidates, times boosts and freshness), less likeness to the nearest item of
-    the list, plus what the item does for the category shares. Equal worth is ordered by score, then `item_row`.
+    score scaled to [`LEAST`, 1] over the user's candidates, times boosts and freshness), less likeness to the nearest
+    item of the list, plus what the item does for the category shares. Equal worth is ordered by score, then `item_row`.
 
     Args:
         scored: `user_row`, `item_row`, `score` and further columns; the pairs are distinct.
@@ -119,7 +120,7 @@ def _prepared(scored: pl.DataFrame, rules: ListRules, pins: pl.DataFrame, histor
     pins = pins.select(pl.col(pair).cast(pl.Int32), pl.col("position").cast(pl.Int32))
     frame = scored.join(pins, on=pair, how="full", coalesce=True).with_columns(pl.col("position").fill_null(0))
     low, high = pl.col("score").min().over("user_row"), pl.col("score").max().over("user_row")
-    scaled = pl.when(high > low).then((pl.col("score") - low) / (high - low)).otherwise(1.0)
+    scaled = pl.when(high > low).then(LEAST + (1.0 - LEAST) * (pl.col("score") - low) / (high - low)).otherwise(1.0)
     scaled = pl.when(pl.col("score").is_null()).then(0.0).otherwise(scaled)
     frame = frame.with_columns(relevance=scaled, category=pl.Series(rules.categories[frame["item_row"].to_numpy()]))
     events = history.select("user_row", category=pl.Series(rules.categories[history["item_row"].to_numpy()]))

@@ -154,6 +154,12 @@ class TestCaps:
 
 
 class TestBoosts:
+    def test_lift_the_worst_candidate_too(self):
+        factors = np.ones(N_ITEMS)
+        factors[9] = 1e6
+        found = listed(falling(), 2, rules_of(boosts=factors))
+        assert found.select("item_row", "rules").rows() == [(9, "boosted"), (0, None)]
+
     def test_a_factor_acts_on_the_scaled_relevance(self):
         factors = np.ones(N_ITEMS)
         factors[3], factors[0] = 1.6, 0.1
