@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -170,7 +170,7 @@ def run(
         inputs = fingerprint(tables, as_of)
     run_id = f"run-{hashlib.sha256(f'{inputs} {current.version}'.encode()).hexdigest()[:16]}"
     if not force and _needless(store, current, manifest, inputs):
-        return _unchanged(current, run_id, clock)
+        return _unchanged(store, current, run_id, config, clock)
     with store.lock(run_id, wait=config.lock_wait):
         if store.current() != current:
             raise BundleLocked(f"{store.root} got another live version while this run read its tables; run it again.")
@@ -226,11 +226,16 @@ def _needless(store: AnyStore, current: Current, manifest: Manifest, inputs: str
         return False
 
 
-def _unchanged(current: Current, run_id: str, clock: Clock) -> RebuildResult:
+def _unchanged(store: AnyStore, current: Current, run_id: str, config: RebuildConfig, clock: Clock) -> RebuildResult:
+    """Nothing is built; what a run that died while it pruned has left goes now, unless another writer is at work."""
+    pruned: list[str] = []
+    with clock.step("prune"), suppress(BundleLocked), store.lock(run_id):
+        pruned = store.prune(keep=config.keep)
     nothing = dict.fromkeys(Counts.__dataclass_fields__, 0)
     return RebuildResult(
-        outcome="unchanged", version=current.version, run_id=run_id, counts=nothing, gates=(), seconds=clock.seconds
-    )
+        outcome="unchanged", version=current.version, run_id=run_id, counts=nothing, gates=(),
+        seconds=clock.seconds, pruned=tuple(pruned),
+    )  # fmt: skip
 
 
 def _build(

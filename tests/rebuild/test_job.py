@@ -47,6 +47,19 @@ def test_only_what_changed_is_encoded_and_the_same_inputs_change_nothing(store: 
 
 
 @quickly
+def test_what_a_dying_run_left_is_pruned_by_one_that_has_nothing_to_do(store: Store, data: Synthetic) -> None:
+    for n in range(1, 5):
+        run(store, data.interactions, renamed(data.items, n), data.users, now=NOW, config=replace(EASY, keep=9))
+    before = store.versions()
+    again = (store, data.interactions, renamed(data.items, 4), data.users)
+    with store.lock("another"):
+        busy = run(*again, now=NOW, config=EASY)
+    assert (busy.outcome, busy.pruned, store.versions()) == ("unchanged", (), before)
+    idle = run(*again, now=NOW, config=EASY)
+    assert (idle.outcome, list(idle.pruned), store.versions()) == ("unchanged", before[:2], before[2:])
+
+
+@quickly
 def test_force_builds_the_same_content_again(store: Store, data: Synthetic) -> None:
     first = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
     forced = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY, force=True)
