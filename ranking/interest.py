@@ -254,8 +254,9 @@ class InterestModel:
         started = time.monotonic()
 
         def place(step: int) -> float:
-            """How far training is, 0 to `steps`: by steps or by time, whichever is further."""
-            return min(steps, max(step, steps * (time.monotonic() - started) / (max_seconds or math.inf)))
+            """How far training is, 0 to `steps`: by steps or, from the second on, by time, whichever is further."""
+            spent = time.monotonic() - started if step else 0.0
+            return min(steps, max(step, steps * spent / (max_seconds or math.inf)))
 
         optimizer = _optimizer(network, self.config)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(place(step), steps))
