@@ -13,7 +13,7 @@ import polars as pl
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfTransformer
 
-from indexing.sparse import keep_largest, rows_of
+from indexing.sparse import keep_largest, replace_rows, rows_of
 
 # Chinese, Japanese, Thai, Lao, Khmer and Burmese are written without spaces between words, and Korean glues particles
 # to them: one- and two-character grams stand for words there.
@@ -28,8 +28,9 @@ UNSPACED_RUN = re.compile(rf"[{UNSPACED}]")
 WORD = rf"(?:[\p{{L}}\p{{N}}_--[{UNSPACED}]]|[{MARKS}])+"  # the second half of `TOKEN` in the words of polars
 WORN = 0.9  # of the neighbours of a text: with fewer left than that they are looked for anew
 CELLS_PER_BLOCK = 20_000_000  # bounds memory: about 0.25 GB of similarities at once
+ROWS_PER_BLOCK = 10_000  # bounds memory: so many lists get new neighbours at once
 
-Entries = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]  # rows, columns, values
+Entries = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]]  # rows, columns, values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,13 +142,17 @@ def renewed_neighbours(
     left = np.diff(kept.indptr)
     anew = new | ((left < had) & (left < WORN * full))
     border = np.where(anew, np.inf, _lowest(kept, full)).astype(np.float32)
-    parts = [_only(kept, ~anew)]
-    for rows in _blocks(np.flatnonzero(anew), len(texts)):
+    compared = np.flatnonzero(anew)
+    lists, seen = [sp.csr_matrix((0, len(texts)), dtype=np.float32)], []
+    for rows in _blocks(compared, len(texts)):
         similar = sp.csr_matrix(vectors[rows] @ transposed)
-        parts.append(_seen_from_others(similar, rows, new, border))
-        parts.append(_placed(keep_largest(similar, full), rows))
-    row, column, value = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return keep_largest(sp.coo_matrix((value, (row, column)), shape=kept.shape).tocsr(), full)
+        seen.append(_seen_from_others(similar, rows, new, border))
+        lists.append(keep_largest(similar, full))
+    gained = _summed(seen, kept.shape)
+    gaining = np.flatnonzero(np.diff(gained.indptr))
+    for rows in np.split(gaining, range(ROWS_PER_BLOCK, len(gaining), ROWS_PER_BLOCK)):
+        lists.append(keep_largest(sp.csr_matrix(kept[rows] + gained[rows]), full))
+    return replace_rows(kept, np.concatenate([compared, gaining]), sp.vstack(lists, format="csr"))
 
 
 def _vectors(texts: Sequence[str], config: LexicalConfig) -> sp.csr_matrix:
@@ -168,12 +173,16 @@ def _blocks(rows: npt.NDArray[np.int64], n_texts: int) -> list[npt.NDArray[np.in
 
 def _carried(old: sp.csr_matrix, places: npt.NDArray[np.int64]) -> sp.csr_matrix:
     """The old matrix in new numbers, without the texts that are gone."""
-    moved = np.full(old.shape[0], -1, dtype=np.int64)
-    moved[places[places >= 0]] = np.flatnonzero(places >= 0)
-    row, column = moved[rows_of(old)], moved[old.indices]
-    there = (row >= 0) & (column >= 0)
-    pairs = (row[there], column[there])
-    return sp.coo_matrix((old.data[there], pairs), shape=(len(places), len(places))).tocsr()
+    known = np.flatnonzero(places >= 0)
+    moved = np.full(old.shape[0], -1, dtype=np.int32)
+    moved[places[known]] = known
+    rows = sp.csr_matrix(old[np.maximum(places, 0)]) if old.shape[0] else sp.csr_matrix((len(places), 0))
+    columns = moved[rows.indices]
+    there = (columns >= 0) & np.repeat(places >= 0, np.diff(rows.indptr))
+    indptr = np.concatenate([[0], np.cumsum(there)])[rows.indptr]
+    carried = sp.csr_matrix((rows.data[there], columns[there], indptr), shape=(len(places), len(places)))
+    carried.sort_indices()
+    return carried
 
 
 def _lowest(matrix: sp.csr_matrix, full: int) -> npt.NDArray[np.float32]:
@@ -185,25 +194,22 @@ def _lowest(matrix: sp.csr_matrix, full: int) -> npt.NDArray[np.float32]:
     return np.where(np.diff(matrix.indptr) < full, np.float32(0.0), lowest)
 
 
-def _only(matrix: sp.csr_matrix, rows: npt.NDArray[np.bool_]) -> Entries:
-    """The entries of some rows."""
-    owner = rows_of(matrix)
-    stay = rows[owner]
-    return owner[stay], matrix.indices[stay].astype(np.int64), matrix.data[stay]
-
-
-def _placed(matrix: sp.csr_matrix, rows: npt.NDArray[np.int64]) -> Entries:
-    """The entries of a matrix that holds these rows alone."""
-    return rows[rows_of(matrix)], matrix.indices.astype(np.int64), matrix.data
-
-
 def _seen_from_others(
     similar: sp.csr_matrix, rows: npt.NDArray[np.int64], new: npt.NDArray[np.bool_], border: npt.NDArray[np.float32]
 ) -> Entries:
     """What new texts are to the texts that keep their neighbours, where it is good enough for those."""
-    own, other, value = _placed(similar, rows)
-    good = new[own] & (value >= border[other])
-    return other[good], own[good], value[good]
+    good = np.flatnonzero(similar.data >= border[similar.indices])
+    own = rows[np.searchsorted(similar.indptr, good, side="right") - 1]
+    good, own = good[new[own]], own[new[own]]
+    return similar.indices[good], own.astype(np.int32), similar.data[good]
+
+
+def _summed(parts: list[Entries], shape: tuple[int, int]) -> sp.csr_matrix:
+    """A matrix of these entries."""
+    if not parts:
+        return sp.csr_matrix(shape, dtype=np.float32)
+    row, column, value = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return sp.coo_matrix((value, (row, column)), shape=shape).tocsr()
 
 
 def lexical_neighbours(

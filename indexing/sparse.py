@@ -84,6 +84,13 @@ def _keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
     return sp.csr_matrix((matrix.data[kept].astype(np.float32), matrix.indices[kept], indptr), shape=matrix.shape)
 
 
+def replace_rows(matrix: sp.csr_matrix, rows: npt.NDArray[np.int64], others: sp.csr_matrix) -> sp.csr_matrix:
+    """The matrix with distinct `rows` taken from the rows of `others`, in that order."""
+    source = np.arange(matrix.shape[0])
+    source[rows] = matrix.shape[0] + np.arange(len(rows))
+    return sp.csr_matrix(sp.vstack([matrix, others], format="csr")[source])
+
+
 def stored_keys(matrix: sp.csr_matrix) -> npt.NDArray[np.int64]:
     """Row times width plus column of each stored entry, int64 (nnz,), ascending. Columns must be sorted in each row."""
     return np.asarray(rows_of(matrix) * matrix.shape[1] + matrix.indices, dtype=np.int64)

@@ -15,6 +15,7 @@ from indexing.sparse import (
     load_csr,
     place_in_runs,
     positions_of,
+    replace_rows,
     rows_of,
     save_csr,
     stored_keys,
@@ -109,6 +110,15 @@ class TestPositions:
         nothing = np.zeros(0, dtype=np.int64)
         assert positions_of(nothing, np.array([3, 4])).tolist() == [-1, -1]
         assert positions_of(np.array([3]), nothing).shape == (0,)
+
+
+@given(MATRICES, st.data())
+def test_replaced_rows_come_from_the_others_and_the_rest_stays(dense, data):
+    rows = np.array(data.draw(st.lists(st.integers(0, len(dense) - 1), unique=True)), dtype=np.int64)
+    others = 9 * np.eye(len(rows), dense.shape[1], dtype=np.float32)
+    expected = dense.copy()
+    expected[rows] = others
+    np.testing.assert_array_equal(replace_rows(sp.csr_matrix(dense), rows, sp.csr_matrix(others)).toarray(), expected)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (0, 4), (3, 0)])
