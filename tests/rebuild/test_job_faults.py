@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from indexing.encoder import BiEncoder
 from indexing.sparse import load_csr, save_csr
 from recsys import Recommender
-from recsys.bundle import MANIFEST, open_bundle, seal_bundle, sealed_bytes, unsealed
+from recsys.bundle import MANIFEST, sealed_bytes, unsealed
 from recsys.cli import exit_code
 from recsys.errors import BundleCorrupt, BundleIncompatible, InvalidData, PublishRefused, RecsysError
 from recsys.rebuild.gates import GatesConfig
@@ -31,41 +31,27 @@ from recsys.synthetic import Synthetic
 pytestmark = pytest.mark.usefixtures("no_other_process")
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 EASY = RebuildConfig(gates=GatesConfig(margin=1.0))
+Look = Callable[[Store], None]
+Refused = Callable[..., RecsysError]
+Reseal = Callable[[Callable[[Path], object]], Path]
 
 
-def serves(store: Store, data: Synthetic) -> None:
-    current = store.current()
-    assert current is not None
-    people = data.interactions["user_id"].unique().sort().head(3).to_list()
-    lists = Recommender.load(store.bundle(current.version), device="cpu").recommend(people, 5)
-    assert lists.height == 15
-    assert lists["score"].is_finite().all()
-
-
-def refused(
-    store: Store, data: Synthetic, kind: type[RecsysError], message: str, items: Any = None, **tables: Any
-) -> RecsysError:
+@pytest.fixture
+def refused(store: Store, data: Synthetic, still_serves: Look) -> Refused:
     """The error of a run, which leaves what is live."""
-    before = store.current()
-    with pytest.raises(kind, match=message) as caught:
-        run(
-            store, tables.pop("interactions", data.interactions), data.items if items is None else items, data.users,
-            now=NOW, **tables,
-        )  # fmt: skip
-    assert store.current() == before
-    serves(store, data)
-    return caught.value
 
+    def look(kind: type[RecsysError], message: str, items: Any = None, **tables: Any) -> RecsysError:
+        before = store.current()
+        with pytest.raises(kind, match=message) as caught:
+            run(
+                store, tables.pop("interactions", data.interactions), data.items if items is None else items,
+                data.users, now=NOW, **tables,
+            )  # fmt: skip
+        assert store.current() == before
+        still_serves(store)
+        return caught.value
 
-def rewritten(model: Path, tmp_path: Path, change: Callable[[Path], None]) -> Path:
-    """A copy of a model, changed and sealed again: every checksum holds."""
-    folder = tmp_path / "rewritten"
-    shutil.copytree(model, folder)
-    metadata = open_bundle(folder).metadata
-    (folder / MANIFEST).unlink()
-    change(folder)
-    seal_bundle(folder, metadata)
-    return folder
+    return look
 
 
 def narrower(name: str) -> Callable[[Path], None]:
@@ -119,74 +105,78 @@ def an_earlier_moment(folder: Path) -> None:
     ids=["dimension", "texts", "items", "mask", "neighbours", "histories", "moment", "encoder"],
 )
 def test_parts_that_are_not_of_one_piece(
-    model: Path, data: Synthetic, tmp_path: Path, change: Callable[[Path], None], message: str
+    model: Path,
+    data: Synthetic,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    message: str,
+    still_serves: Look,
+    resealed: Reseal,
 ) -> None:
     store = Store.create(tmp_path / "store")
     init(store, model, now=NOW)
-    init(store, rewritten(model, tmp_path, change), now=NOW)
+    init(store, resealed(change), now=NOW)
     before = store.current()
     with pytest.raises(BundleCorrupt, match=message) as caught:
         run(store, data.interactions, data.items, data.users, now=NOW)
     assert exit_code(caught.value) == 69
     assert store.current() == before
     store.rollback(run_id="back", promoted_at=NOW)
-    serves(store, data)
+    still_serves(store)
     assert run(store, data.interactions, data.items, data.users, now=NOW, config=EASY).outcome == "promoted"
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0])
-def test_vectors_that_are_none(store: Store, data: Synthetic, monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
+def test_vectors_that_are_none(
+    store: Store, data: Synthetic, monkeypatch: pytest.MonkeyPatch, wrong: float, refused: Refused
+) -> None:
     def broken(_self: BiEncoder, texts: list[str], **_: object) -> np.ndarray[Any, Any]:
         return np.full((len(texts), 64), wrong, dtype=np.float32)
 
     with monkeypatch.context() as patched:
         patched.setattr(BiEncoder, "encode", broken)
         items = data.items.with_columns(title=pl.col("title") + " anew")
-        error = refused(store, data, PublishRefused, r"\d+ of \d+ vectors .* not finite and of unit length", items)
+        error = refused(PublishRefused, r"\d+ of \d+ vectors .* not finite and of unit length", items)
     assert exit_code(error) == 3
     assert run(store, data.interactions, items, data.users, now=NOW, config=EASY).outcome == "promoted"
 
 
-def test_numbers_that_are_none(store: Store, data: Synthetic) -> None:
-    refused(store, data, InvalidData, "items.item_id", data.items.drop("item_id"))
+def test_numbers_that_are_none(store: Store, data: Synthetic, still_serves: Look, refused: Refused) -> None:
+    refused(InvalidData, "items.item_id", data.items.drop("item_id"))
     wrong = data.items.with_columns(price=pl.col("price").cast(pl.String))
-    refused(store, data, InvalidData, "price", wrong)
+    refused(InvalidData, "price", wrong)
     half = pl.when(pl.int_range(pl.len()) % 2 == 0)
     price = half.then(pl.lit(float("nan"))).otherwise(pl.col("price"))
     run(store, data.interactions, data.items.with_columns(price=price), data.users, now=NOW, config=EASY)
-    serves(store, data)
+    still_serves(store)
 
 
-def test_strange_texts(store: Store, data: Synthetic) -> None:
+def test_strange_texts(store: Store, data: Synthetic, still_serves: Look) -> None:
     titles = ["x " * 500_000, "👩‍👩‍👧‍👦🎧", "שלום עולם", "无线降噪耳机", "a\0b", "", " \t\n", "same", "same", "‮evil"]
     title = pl.Series("title", [*titles, *data.items["title"].to_list()[len(titles) :]])
     result = run(store, data.interactions, data.items.with_columns(title), data.users, now=NOW, config=EASY)
     assert result.outcome == "promoted"
-    serves(store, data)
+    still_serves(store)
 
 
-def test_hardly_any_items(store: Store, data: Synthetic) -> None:
-    refused(store, data, InvalidData, "items: has no rows", data.items.clear())
+def test_hardly_any_items(data: Synthetic, refused: Refused) -> None:
+    refused(InvalidData, "items: has no rows", data.items.clear())
     refused(
-        store,
-        data,
         InvalidData,
         "reads category_score, category_rank, which cannot be computed",
         data.items.head(1),
         config=EASY,
     )
     few = data.items.head(5)
-    refused(store, data, PublishRefused, r"gate items: 0\.0625 is not", few, config=EASY)
-    refused(
-        store, data, InvalidData, "no interaction is left", data.items.with_columns(item_id="zz " + pl.col("item_id"))
-    )
+    refused(PublishRefused, r"gate items: 0\.0625 is not", few, config=EASY)
+    refused(InvalidData, "no interaction is left", data.items.with_columns(item_id="zz " + pl.col("item_id")))
 
 
-def test_all_texts_alike(store: Store, data: Synthetic) -> None:
+def test_all_texts_alike(store: Store, data: Synthetic, still_serves: Look) -> None:
     same = data.items.with_columns(title=pl.lit("thing"), description=pl.lit("thing"))
     result = run(store, data.interactions, same, data.users, now=NOW, config=EASY)
     assert result.outcome == "promoted"
-    serves(store, data)
+    still_serves(store)
 
 
 def test_people_without_history_with_one_item_and_with_very_many_events(store: Store, data: Synthetic) -> None:
@@ -203,7 +193,7 @@ def test_people_without_history_with_one_item_and_with_very_many_events(store: S
     assert lists.group_by("user_id").len()["len"].to_list() == [5, 5]
 
 
-def test_a_worse_model(store: Store, data: Synthetic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worse_model(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     def spoilt(*arguments: Any, **named: Any) -> Refreshed:
         made = refresh(*arguments, **named)
         events = made.fitted.events.with_columns(item_row=pl.lit(0, dtype=pl.Int32))
@@ -211,31 +201,31 @@ def test_a_worse_model(store: Store, data: Synthetic, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("recsys.rebuild.gates.refresh", spoilt)
     config = RebuildConfig(gates=GatesConfig(min_users=5))
-    error = refused(store, data, PublishRefused, r"gate freshest: -0\.\d+ is not at least -0\.01", config=config)
+    error = refused(PublishRefused, r"gate freshest: -0\.\d+ is not at least -0\.01", config=config)
     assert exit_code(error) == 3
 
 
-def test_ids_that_name_other_items_now(store: Store, data: Synthetic) -> None:
+def test_ids_that_name_other_items_now(store: Store, data: Synthetic, still_serves: Look) -> None:
     other = data.items.with_columns(title=pl.col("title").reverse() + " other")
     result = run(store, data.interactions, other, data.users, now=NOW, config=EASY)
     assert result.counts["kept"] == 0
     assert (result.counts["added"], result.counts["dropped"]) == (0, 0)
-    serves(store, data)
+    still_serves(store)
 
 
-def test_half_the_catalogue(store: Store, data: Synthetic) -> None:
+def test_half_the_catalogue(data: Synthetic, refused: Refused) -> None:
     half = data.items.head(data.items.height // 2)
-    refused(store, data, PublishRefused, r"gate items: 0\.5 is not 0\.8 to 2\.0", half, config=EASY)
+    refused(PublishRefused, r"gate items: 0\.5 is not 0\.8 to 2\.0", half, config=EASY)
 
 
-def test_another_schema(store: Store, data: Synthetic) -> None:
+def test_another_schema(data: Synthetic, refused: Refused) -> None:
     numbers = data.interactions.with_columns(user_id=pl.col("user_id").str.slice(1).cast(pl.Int64))
-    refused(store, data, InvalidData, "user_id", interactions=numbers)
-    refused(store, data, InvalidData, "timestamp", interactions=data.interactions.drop("timestamp"))
+    refused(InvalidData, "user_id", interactions=numbers)
+    refused(InvalidData, "timestamp", interactions=data.interactions.drop("timestamp"))
 
 
 @pytest.mark.parametrize("name", ["../outside.json", "/etc/outside.json", "a/../../outside.json"])
-def test_a_model_that_leads_outside(store: Store, data: Synthetic, model: Path, tmp_path: Path, name: str) -> None:
+def test_a_model_that_leads_outside(store: Store, model: Path, tmp_path: Path, name: str, still_serves: Look) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     body = unsealed((folder / MANIFEST).read_bytes())
@@ -245,10 +235,12 @@ def test_a_model_that_leads_outside(store: Store, data: Synthetic, model: Path, 
     with pytest.raises(BundleCorrupt, match="not a path in the bundle"):
         init(store, folder, now=NOW)
     assert store.current() == before
-    serves(store, data)
+    still_serves(store)
 
 
-def test_links_in_a_model_and_in_the_live_version(store: Store, data: Synthetic, model: Path, tmp_path: Path) -> None:
+def test_links_in_a_model_and_in_the_live_version(
+    store: Store, model: Path, tmp_path: Path, still_serves: Look
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     (folder / "state.json").rename(tmp_path / "state.json")
@@ -258,20 +250,20 @@ def test_links_in_a_model_and_in_the_live_version(store: Store, data: Synthetic,
     with pytest.raises(BundleCorrupt, match=r"state\.json is not a regular file"):
         init(store, folder, now=NOW)
     assert store.current() == before
-    serves(store, data)
+    still_serves(store)
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "weights.bin", "modeling.py", "model.joblib", "archive.zip"])
-def test_files_that_run_code(store: Store, data: Synthetic, model: Path, tmp_path: Path, name: str) -> None:
+def test_files_that_run_code(store: Store, name: str, still_serves: Look, resealed: Reseal) -> None:
     before = store.current()
-    folder = rewritten(model, tmp_path, lambda folder: (folder / name).write_bytes(b"cos\nsystem\n") and None)
+    folder = resealed(lambda folder: (folder / name).write_bytes(b"cos\nsystem\n"))
     with pytest.raises(PublishRefused, match=f"holds {name}; a stored bundle holds"):
         init(store, folder, now=NOW)
     assert store.current() == before
-    serves(store, data)
+    still_serves(store)
 
 
-def test_a_model_of_another_format(store: Store, data: Synthetic, model: Path, tmp_path: Path) -> None:
+def test_a_model_of_another_format(store: Store, model: Path, tmp_path: Path, still_serves: Look) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     body = unsealed((folder / MANIFEST).read_bytes())
@@ -280,7 +272,7 @@ def test_a_model_of_another_format(store: Store, data: Synthetic, model: Path, t
     with pytest.raises(BundleIncompatible, match="has format '2', this version reads '1'; use the version"):
         init(store, folder, now=NOW)
     assert store.current() == before
-    serves(store, data)
+    still_serves(store)
 
 
 def test_a_store_of_another_format(store: Store) -> None:
@@ -289,7 +281,7 @@ def test_a_store_of_another_format(store: Store) -> None:
         Store.open(store.root)
 
 
-def test_a_damaged_live_version(store: Store, data: Synthetic) -> None:
+def test_a_damaged_live_version(store: Store, data: Synthetic, still_serves: Look) -> None:
     current = store.current()
     assert current is not None
     path = store.bundle(current.version) / "state.json"
@@ -298,4 +290,4 @@ def test_a_damaged_live_version(store: Store, data: Synthetic) -> None:
     with pytest.raises(BundleCorrupt, match=r"state\.json has"):
         run(store, data.interactions, data.items, data.users, now=NOW)
     path.write_bytes(whole)
-    serves(store, data)
+    still_serves(store)
