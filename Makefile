@@ -10,8 +10,8 @@ READY := .venv/.ready
 demo: $(READY)  ## fit both stages on real purchases, print the tables and three households' lists
 	$(BIN)/python examples/complete_journey.py
 
-test: $(READY)  ## the test suite
-	$(BIN)/python -m pytest
+test: $(READY)  ## the test suite, in two processes: most of it keeps one core busy
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY)  ## formatting, lint, types, dependency rule
 	$(BIN)/ruff format --check .

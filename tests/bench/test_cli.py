@@ -5,7 +5,8 @@ import json
 import polars as pl
 import pytest
 
-from recsys.bench.cli import main
+from indexing.retriever import SOURCES
+from recsys.bench.cli import SYSTEMS, main
 from recsys.bench.scenario import read_scenario
 from recsys.errors import InvalidConfig
 from recsys.synthetic import generate
@@ -40,6 +41,11 @@ def results(folder, arguments):
             == 0
         )
     return folder
+
+
+def test_the_help_names_every_source():
+    named = SYSTEMS.replace(",", " ").split()
+    assert [name for name in SOURCES if name not in named] == []
 
 
 def test_tables_on_stdout_and_a_folder(folder, arguments, tmp_path, capfd):

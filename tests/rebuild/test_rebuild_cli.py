@@ -72,6 +72,7 @@ def test_run_status_verify_rollback_prune(
     assert main(["prune", "--store", store, "--keep", "1"]) == 0
 
 
+@pytest.mark.usefixtures("no_other_process")
 def test_exit_codes(store: str, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Store.open(Path(store)).current()
     config = tmp_path / "strict.toml"
@@ -135,6 +136,7 @@ def test_a_receipt_needs_a_live_version(tmp_path: Path, capsys: pytest.CaptureFi
     assert "has no live version yet; recsys-rebuild init makes the first" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_other_process")
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_what_is_live_and_the_next_run_resumes(
     store: str, tables: Path, sent: signal.Signals, code: int
