@@ -261,11 +261,20 @@ def lookalikes(
     Returns:
         float32 CSR (n_texts, n_items): the items that listen to a text, and how much.
     """
-    listener = rows_of(neighbours)
     taken = np.bincount(text_rows, weights=popularity, minlength=neighbours.shape[0]) > 0
-    heard = taken[neighbours.indices] & (neighbours.indices != listener)
-    entries = (neighbours.data[heard] ** 2, (listener[heard], neighbours.indices[heard]))
-    nearest = keep_largest(sp.csr_matrix(entries, shape=neighbours.shape), config.n_lookalikes)
+    starts = range(0, neighbours.shape[0], ROWS_PER_BLOCK)
+    blocks = [sp.csr_matrix((0, neighbours.shape[1]), dtype=np.float32)]
+    blocks += [_heard(neighbours, start, taken, config.n_lookalikes) for start in starts]
+    nearest = sp.csr_matrix(sp.vstack(blocks, format="csr"))
     totals = np.maximum(np.asarray(nearest.sum(axis=1)).ravel(), np.finfo(np.float32).tiny)
     nearest.data /= totals[rows_of(nearest)]
     return lexical_neighbours(sp.csr_matrix(nearest.T), text_rows, popularity, config)
+
+
+def _heard(neighbours: sp.csr_matrix, start: int, taken: npt.NDArray[np.bool_], k: int) -> sp.csr_matrix:
+    """Squared cosines of some texts, from `start` on, to the `k` nearest other texts of which something was taken."""
+    rows = sp.csr_matrix(neighbours[start : start + ROWS_PER_BLOCK])
+    heard = taken[rows.indices] & (rows.indices != start + rows_of(rows))
+    rows.data = np.where(heard, rows.data**2, np.float32(0.0))
+    rows.eliminate_zeros()
+    return keep_largest(rows, k)

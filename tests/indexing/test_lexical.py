@@ -195,6 +195,17 @@ class TestLookalikes:
         assert lookalikes(text_neighbours(["red", "red hat"], config), np.array([0, 1]), nothing, config).nnz == 0
 
 
+def test_looking_for_lookalikes_leaves_the_neighbours_as_they_are(monkeypatch):
+    config, texts = LexicalConfig(n_neighbours=10, n_lookalikes=3), shelf(50)
+    neighbours, taken = text_neighbours(texts, config), np.arange(50, dtype=np.float32) % 3
+    before = neighbours.copy()
+    found = lookalikes(neighbours, np.arange(50), taken, config)
+    assert (neighbours != before).nnz == 0
+    assert neighbours.nnz == before.nnz
+    monkeypatch.setattr(module, "ROWS_PER_BLOCK", 7)
+    assert (lookalikes(neighbours, np.arange(50), taken, config) != found).nnz == 0
+
+
 @pytest.mark.parametrize("wrong", [{"n_neighbours": 0}, {"items_per_text": 0}, {"n_lookalikes": 0}])
 def test_config_refuses_empty_lists(wrong):
     with pytest.raises(ValueError, match="n_neighbours, items_per_text and n_lookalikes must be at least 1"):
