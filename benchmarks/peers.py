@@ -4,7 +4,7 @@ RecTools 0.19 wants numpy below 2 on Python 3.11 (so an older pyarrow too) and b
 place: both clash with what the other extras bring.
 
     python3.11 -m venv peers
-    peers/bin/pip install "recsys-twostage[peers]"
+    peers/bin/pip install ".[peers]"
     recsys-bench split --scenario benchmarks/scenarios/movielens-small.toml --out split
     peers/bin/python benchmarks/peers.py split lists.parquet
     recsys-bench run --scenario benchmarks/scenarios/movielens-small.toml --lists lists.parquet --out results
@@ -144,7 +144,7 @@ def two_stage(seed: int, epochs: int, settings: dict[str, Any]) -> CandidateRank
         CandidateGenerator(ImplicitItemKNNWrapperModel(TFIDFRecommender(K=50)), 100, keep_ranks=True, keep_scores=True),
         CandidateGenerator(sasrec(seed, epochs, settings), 100, keep_ranks=True, keep_scores=True),
     ]
-    reranker = CatBoostReranker(CatBoostRanker(verbose=False, random_seed=seed))
+    reranker = CatBoostReranker(CatBoostRanker(verbose=False, random_seed=seed, allow_writing_files=False))
     return CandidateRankingModel(generators, LastNSplitter(n=1, n_splits=1), reranker)
 
 

@@ -37,7 +37,7 @@ class IndexConfig:
             and rescore what they find with the full vectors. ``auto`` decides by size, memory and device.
         memory_budget_mb: MiB that ``auto`` may spend on the index; the caller's matrix, which ``ivf-sq8``,
             ``ivf-pq`` and ``search_dim`` read but do not copy, does not count.
-        target_recall: Share of the true best 100, and best 1,000, that an approximate kind must find on average.
+        target_recall: Share of the true best 100, 300 and 1,000, that an approximate kind must find on average.
         search_dim: Search in the first so many dimensions, brought to unit length, and rescore with all.
             Source: Kusupati et al. 2022, "Matryoshka Representation Learning", section 4.3.
         ivf_from: Number of vectors at and above which ``auto`` no longer scans all on a CPU.

@@ -127,11 +127,6 @@ class Ranker:
         """
         return self._mean(rows, pred_contrib=True).reshape(-1, len(self.features) + 1)
 
-    def importance(self) -> dict[str, float]:
-        """Total gain of each feature, largest first."""
-        gains = np.mean([booster.feature_importance("gain") for booster in self._fitted()], axis=0)
-        return dict(sorted(zip(self.features, map(float, gains), strict=True), key=lambda pair: -pair[1]))
-
     def save(self, folder: Path) -> None:
         """Write `model.txt` (LightGBM's text form), one more for each further seed, and `features.json`."""
         boosters = self._fitted()

@@ -130,7 +130,7 @@ def read_config(path: str | Path) -> RecommenderConfig:
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InvalidConfig(f"config file {path} does not exist") from error
+        raise InvalidConfig(f"config file {path} does not exist; check its spelling and the current folder") from error
     except OSError as error:
         raise InvalidConfig(f"config file {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

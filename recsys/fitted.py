@@ -41,7 +41,7 @@ class Fitted:
 
     Attributes:
         catalogue: the items.
-        events: `user_id`, `item_row`, `seconds` of all interactions, in order of time.
+        events: `user_id`, `item_row`, `seconds`, `event_row`, `weight` of all interactions, in order of time.
         users: canonical users table, or None.
         towers: stage 1's models.
         interest: the cross-encoder, None where there was too little to learn from or it is switched off.

@@ -59,6 +59,8 @@ class Recommender:
 
         Raises:
             InvalidData: a table breaks a rule; nothing has been learnt or changed then.
+            InvalidConfig: the device has no known name, the encoder or the teacher of its new tokens cannot be had, its
+                vocabulary cannot be extended, or the index cannot be built.
             DeviceUnavailable: the configured device is not there.
         """
         device = resolve_device(self.config.device)
@@ -148,6 +150,11 @@ class Recommender:
 
         Returns:
             As `recommend`, users in order of their ids. Users of whom no item is known get what is popular.
+
+        Raises:
+            NotFitted: before `fit`.
+            InvalidData: the histories break a rule or there are none, or an unknown item in a list or in the rules.
+            InvalidConfig: `k` below 1, another word than those above, or rules that the items cannot follow.
         """
         state = self._state
         given = validate_histories(histories, state.catalogue.items)
@@ -182,6 +189,11 @@ class Recommender:
 
         Returns:
             `user_id`, `item_id`, `rank`, `score` (the blend of the sources), `source` (who proposed it).
+
+        Raises:
+            NotFitted: before `fit`.
+            InvalidData: ids of another type than at fit, or an unknown item in a list.
+            InvalidConfig: `n_candidates` below 1, another word than those above, a source that is not there, or none.
         """
         state = self._state
         ids = user_ids(state, users)
@@ -333,17 +345,32 @@ class Recommender:
         self._fitted = online.upsert_items(self._state, items, self.config)
 
     def delete_items(self, ids: Iterable[Any]) -> None:
-        """Never show these items again, until they are upserted."""
+        """Never show these items again, until they are upserted.
+
+        Raises:
+            NotFitted: before `fit`.
+            InvalidData: ids of another type than at fit, or one that is not in the catalogue.
+        """
         self._fitted = online.delete_items(self._state, ids)
 
     def delete_users(self, ids: Iterable[Any]) -> online.DeletionReceipt:
-        """Remove people and everything they did; the receipt says how many rows that were."""
+        """Remove people and everything they did; the receipt says how many rows that were.
+
+        Raises:
+            NotFitted: before `fit`.
+            InvalidData: ids of another type than at fit, or nobody would be left.
+        """
         self._fitted, receipt = online.delete_users(self._state, ids, self.config)
         self._activity = {}
         return receipt
 
     def update_interactions(self, interactions: Table) -> None:
-        """Add newer interactions; rows that are known change nothing."""
+        """Add newer interactions; rows that are known change nothing.
+
+        Raises:
+            NotFitted: before `fit`.
+            InvalidData: the table breaks a rule, ids are of another type than at fit, or no item is known.
+        """
         self._fitted = online.update_interactions(self._state, interactions, self.config)
         self._activity = {}
 

@@ -209,7 +209,7 @@ def split_all(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowConfig:
-    """How `fit` divides time into A (towers), B (interest model) and C (ranker).
+    """How `fit` divides time into A (towers), B (interest model and ranker) and C (ranker).
 
     Attributes:
         kind: "time" cuts globally, "last" takes each user's last interactions, "auto" takes "time" where its

@@ -1,6 +1,7 @@
 """How long a rebuild takes with 1 % of the items changed, against encoding everything, on complete-journey.
 
-Run: RECSYS_DATA=FOLDER python benchmarks/speed/rebuild.py [--share 0.01] [--items N] [--work FOLDER] [--profile FILE]
+Run: python benchmarks/speed/rebuild.py [--share 0.01] [--items N] [--newest 0.0] [--part rebuild|encode]
+    [--work FOLDER] [--profile FILE]
 
 Titles get the item's id, so that all texts are distinct. The rebuild and the encoding of everything run in processes of
 their own, one after the other. Prints JSON: both wall times, the steps of the rebuild, its peak memory above that of an

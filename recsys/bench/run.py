@@ -62,8 +62,8 @@ def run_bench(
         segments: columns of items and users to report by.
         n_samples: of the bootstrap.
         reference: the system that every other one is compared with; by default both stages are, where they are there.
-        out: results folder to write; an older one is replaced. The logs of our trainings go to its sub-folder `logs`,
-            where the configuration names no other, beside those of earlier runs.
+        out: results folder to write, its parents are made where absent; an older one is replaced. The logs of our
+            trainings go to its sub-folder `logs`, where the configuration names no other, beside those of earlier runs.
         tracker: where the numbers go besides: "tensorboard" (into `logs` too), "wandb" or "mlflow".
         lists: files of lists that other programs made for the same split, see `recsys/bench/outside.py`; their systems
             stand beside ours.
@@ -74,10 +74,12 @@ def run_bench(
         InvalidConfig: a value is out of its range, the reference is no system, or the tracker is not installed.
         DeviceUnavailable: the configured device is not there.
         PublishRefused: the folder holds something else.
+        OSError: the folder's parents cannot be made.
     """
     logs = None if out is None else Path(out) / LOGS
     if out is not None:
         refuse_foreign(Path(out))
+        Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
     if tracker is not None:
         check_tracker(tracker, logs)
     if reference is not None and reference not in systems:
@@ -127,14 +129,11 @@ def write(measured: Measured, folder: Path) -> None:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Only an empty folder or older results may be replaced, and only where there is a place for them.
+    """Only an empty folder or older results may be replaced.
 
     Raises:
         PublishRefused: it is a file, or holds something else.
-        InvalidConfig: the folder above does not exist.
     """
-    if not folder.absolute().parent.is_dir():
-        raise InvalidConfig(f"--out {folder}: the folder {folder.parent} does not exist; make it first")
     others = {path.name for path in folder.iterdir()} - {LOGS} if folder.is_dir() else set()
     if folder.is_file() or (others and RESULT not in others):
         raise PublishRefused(f"{folder} exists and holds no results; give another folder or remove it")

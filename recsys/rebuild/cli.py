@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     receipt.add_argument("--users", metavar="FILE|-", required=True, help="one id a line, or a table with user_id")
     prune = _command(commands, "prune", _prune, "remove old versions")
     prune.add_argument("--keep", type=int, default=3, help="newest versions that stay (3)")
-    prune.add_argument("--pin", metavar="VERSION", action="append", default=[], help="one that stays too")
+    prune.add_argument("--pin", metavar="VERSION", action="append", default=[], help="one that stays this time too")
     return parser
 
 

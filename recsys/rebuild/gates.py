@@ -234,7 +234,10 @@ def refuse_failed(results: Sequence[GateResult], version: str) -> None:
     failed = [result for result in results if not result.passed]
     if failed:
         said = "; ".join(f"gate {one.name}: {one.value} is not {one.limit}" for one in failed)
-        raise PublishRefused(f"version {version} was built and kept but is not live. {said}.")
+        raise PublishRefused(
+            f"version {version} was built and kept but is not live. {said}. "
+            "Look at the tables, or set other limits in [gates] with --config."
+        )
 
 
 def to_json(results: Sequence[GateResult]) -> list[dict[str, Any]]:

@@ -319,7 +319,8 @@ class ObjectStore:
     def _manifest(self, version: str) -> tuple[Manifest, bytes]:
         found = self._remote.read(f"bundles/{check_version(version)}/{MANIFEST}")
         if found is None:
-            raise BundleNotFound(f"{self.url} holds no version {version}; there are: {', '.join(self.versions())}.")
+            there = ", ".join(self.versions()) or "none"
+            raise BundleNotFound(f"{self.url} holds no version {version}; there are: {there}.")
         manifest = parse_manifest(found[0], f"{self.url}/bundles/{version}")
         if not version.endswith(content_hash_of(manifest)[:8]):
             raise BundleCorrupt(f"{self.url}/bundles/{version} holds another version's files; {REMEDY}.")

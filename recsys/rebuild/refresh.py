@@ -238,7 +238,8 @@ def carried_vectors(
     bad = int((~(np.abs(np.linalg.norm(made, axis=1) - 1.0) <= UNIT_TOLERANCE)).sum())  # NaN is not within
     if bad:
         raise PublishRefused(
-            f"{bad:,} of {len(made):,} vectors that the encoder made are not finite and of unit length."
+            f"{bad:,} of {len(made):,} vectors that the encoder made are not finite and of unit length. "
+            "Look at these texts and the encoder, or fit again."
         )
     vectors[wanted] = made
     return vectors, len(wanted) if cache is None else len(cache) - before

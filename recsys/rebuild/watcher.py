@@ -126,7 +126,7 @@ class BundleWatcher:
             try:
                 current = self._store.current()
                 if current is None:
-                    raise BundleNotFound("CURRENT is gone")
+                    raise BundleNotFound("CURRENT is gone; recsys-rebuild rollback --to VERSION writes it anew")
                 if not self._is_news(current, utc(now, "now")):
                     return False
                 return self._take(current)

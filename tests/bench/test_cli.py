@@ -49,7 +49,7 @@ def test_the_help_names_every_source():
 
 
 def test_tables_on_stdout_and_a_folder(folder, arguments, tmp_path, capfd):
-    out = tmp_path / "results"
+    out = tmp_path / "new" / "results"
     words = ["--systems", "popular, tfidf", "--k", "5", "--ks", "1,20", "--samples", "20", "--seed", "1"]
     assert main(["run", *arguments, *words, "--out", str(out), "--ignore-columns", "price,created_at"]) == 0
     printed, err = capfd.readouterr()
@@ -125,8 +125,8 @@ def test_wrong_arguments(folder, arguments, tmp_path, capfd):
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     assert main(["run", *arguments, "--out", str(tmp_path / "mine")]) == 3
     assert "exists and holds no results" in capfd.readouterr().err
-    assert main(["run", *arguments, "--out", str(tmp_path / "no" / "results")]) == 2
-    assert "does not exist; make it first" in capfd.readouterr().err
+    assert main(["run", *arguments, "--out", str(tmp_path / "mine" / "thesis.txt" / "results")]) == 74
+    assert "File exists" in capfd.readouterr().err
     assert main(["run", *arguments, "--ks", "ten"]) == 2
     assert "--ks ten must be whole numbers" in capfd.readouterr().err
     assert main(["run"]) == 2

@@ -7,8 +7,6 @@ from recsys.bench.explain_pair import explain_pair
 from recsys.bench.waterfall import waterfalls
 from recsys.errors import InvalidData
 
-HERE = {"protocol": "new items only", "cut": 0}
-
 
 def frame(rows, columns):
     made = pl.DataFrame(rows, schema=columns, orient="row")

@@ -190,7 +190,8 @@ class TestRanker:
     def test_is_used_where_it_beats_the_blend_on_the_later_window(self, config):
         notes = Notes(())
         ranker = train_ranker(rows_of(200, 0, planted=True), rows_of(100, 1, planted=True), config, notes)
-        assert next(iter(ranker.importance())) == "hint"
+        parts = np.abs(ranker.contributions(rows_of(100, 2, planted=True).rows)).mean(axis=0)[:-1]
+        assert ranker.features[parts.argmax()] == "hint"
         assert "200 + 100 users with a taken candidate in windows B and C, 3000 rows; 6 users" in notes.sentences[0]
         assert notes.sentences[1].endswith("lists follow the ranker.")
 
