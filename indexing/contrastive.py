@@ -23,6 +23,7 @@ class ContrastiveConfig:
         encoder_steps: gradient steps on the text encoder; None means 250 on a CPU and 3,000 on a GPU, 0 freezes it.
         encoder_batch_size: texts a step.
         encoder_learning_rate: peak.
+        encoder_temperature: cosines are divided by it while the text encoder learns.
         word_dropout: share of words and fields dropped from the texts that the encoder reads in training.
         adversarial: length of the worst-case push of the word embeddings that is trained against; 0 leaves it out.
         tower_epochs: passes over all histories for the item tower and the history encoder.
@@ -35,7 +36,7 @@ class ContrastiveConfig:
         hard_share: share of the steps that belong to the second phase.
         hard_margin: an item that scores within this share of the taken one's score is likely no negative at all.
         cold_share: share of the steps in which the items to choose from show no id, as if all were new.
-        temperature: cosines are divided by it.
+        temperature: cosines are divided by it while the towers learn.
         validation_users: of so many users the newest event is set aside to stop early by, at most a tenth of them.
         max_grad_norm: gradient clip.
     """
@@ -43,6 +44,7 @@ class ContrastiveConfig:
     encoder_steps: int | None = None
     encoder_batch_size: int = 64
     encoder_learning_rate: float = 5e-5
+    encoder_temperature: float = 0.15
     word_dropout: float = 0.0
     adversarial: float = 0.0
     tower_epochs: int = 8
@@ -67,7 +69,8 @@ class ContrastiveConfig:
         for name in ("encoder_batch_size", "tower_batch_size", "n_negatives", "full_softmax_items"):
             if getattr(self, name) < 2:
                 raise ValueError(f"contrastive: {name}={getattr(self, name)} must be at least 2")
-        for name in ("encoder_learning_rate", "tower_learning_rate", "temperature", "max_grad_norm"):
+        positive = ("encoder_learning_rate", "encoder_temperature", "tower_learning_rate", "temperature")
+        for name in (*positive, "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"contrastive: {name}={getattr(self, name)} must be positive")
         for name in ("word_dropout", "hard_share", "hard_margin", "cold_share"):

@@ -25,6 +25,8 @@ from indexing.tuning_scope import Tuning, TuningConfig, with_scope
 
 HEAD_DIM = 128
 HEAD_LEARNING_RATE = 1e-3
+MOST_START_TEXTS = 4096  # tell where the projection starts
+RIDGE = 1e-3  # per text, in that regression
 VALIDATION_SHARE = 0.05
 MOST_VALIDATION_TEXTS = 512
 FEWEST_TEXTS = 8
@@ -46,7 +48,8 @@ def tune_encoder(
     """Fine-tune the text encoder in place, so that texts of items that are taken together lie close.
 
     Each text's vector must tell, among all texts with behaviour, those that it is taken together with: a softmax over
-    the whole catalogue against one learnt vector for each text, which starts from a truncated SVD of the behaviour.
+    the whole catalogue against one learnt vector for each text, which starts from a truncated SVD of the behaviour. The
+    projection between both starts from a regression.
 
     Args:
         encoder: its weights change.
@@ -110,17 +113,27 @@ class TextLesson(Lesson):
         start = torch.from_numpy(factors_of(sp.csr_matrix(columns[known]), HEAD_DIM, seed=seed))
         noise = 1e-2 * torch.randn(len(known), HEAD_DIM, generator=generator) / HEAD_DIM**0.5
         self.behaviour = nn.Parameter(functional.pad(start, (0, HEAD_DIM - start.shape[1])) + noise)
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
-            self.head = nn.Linear(encoder.dim, HEAD_DIM, bias=False)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.randn(HEAD_DIM, encoder.dim, generator=generator) / encoder.dim**0.5)
         n_aside = min(MOST_VALIDATION_TEXTS, int(VALIDATION_SHARE * len(known)))
-        shuffled = self._rng.permutation(known)
-        self.aside, self.learnt = shuffled[:n_aside], np.sort(shuffled[n_aside:])
+        shuffled = self._rng.permutation(len(known))
+        self.aside, self.learnt = known[shuffled[:n_aside]], known[np.sort(shuffled[n_aside:])]
+        self.head = nn.Parameter(self._start_of_head(known, shuffled[n_aside:][:MOST_START_TEXTS]))
+
+    @torch.no_grad()
+    def _start_of_head(self, known: NDArray[np.int64], places: NDArray[np.int64]) -> Tensor:
+        """From the untouched encoder's vectors to behaviour, (HEAD_DIM, dim), by ridge regression on some learnt texts.
+
+        A projection drawn at random would first pull the encoder anywhere: what it has learnt elsewhere is lost before
+        there is anything to follow (Kumar et al. 2022, "Fine-tuning can distort pretrained features").
+        """
+        vectors = torch.from_numpy(self._encoder[0].encode([self._texts[row] for row in known[places]])).double()
+        targets = functional.normalize(self.behaviour[places], dim=1).double()
+        penalty = RIDGE * len(places) * torch.eye(vectors.shape[1], dtype=torch.float64)
+        solved: Tensor = torch.linalg.solve(vectors.T @ vectors + penalty, vectors.T @ targets)
+        return solved.T.float()
 
     def groups(self) -> list[dict[str, Any]]:
         """See `Lesson`."""
-        fresh = [self.behaviour, *self.head.parameters()]
+        fresh = [self.behaviour, self.head]
         return [
             {"params": self._scope.parameters, "lr": self._config.encoder_learning_rate},
             {"params": fresh, "lr": HEAD_LEARNING_RATE},
@@ -158,8 +171,10 @@ class TextLesson(Lesson):
 
     def _loss(self, features: dict[str, Tensor], rows: NDArray[np.int64]) -> Tensor:
         """Cross-entropy between what is taken together with these texts and what their vectors say."""
-        vectors = functional.normalize(self.head(self._encoder[0].forward(features)).float(), dim=1)  # (batch, dim)
+        vectors = functional.normalize(
+            (self._encoder[0].forward(features) @ self.head.T).float(), dim=1
+        )  # (batch, dim)
         behaviour = functional.normalize(self.behaviour, dim=1)  # (n_known, dim)
-        logits = (vectors @ behaviour.T).float() / self._config.temperature
+        logits = (vectors @ behaviour.T).float() / self._config.encoder_temperature
         shares = torch.from_numpy(self._shares[rows].toarray().astype(np.float32)).to(logits.device)
         return -(shares * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()

@@ -97,17 +97,19 @@ class TestTuneEncoder:
         assert changed
         assert all("layer.1." in name for name in changed)
 
-    @pytest.mark.parametrize("extra", [{"word_dropout": 0.3}, {"adversarial": 0.5}, {"max_grad_norm": 1e-12}])
+    @pytest.mark.parametrize(
+        "extra", [{"word_dropout": 0.3}, {"adversarial": 0.5}, {"max_grad_norm": 1e-12}, {"encoder_temperature": 0.5}]
+    )
     def test_every_setting_changes_what_is_learnt(self, start, extra):
         short = replace(CONFIG, encoder_steps=3)
         plain, _ = tuned(start, short)
         encoder, steps = tuned(start, replace(short, **extra))
-        assert steps == 3
+        assert 0 < steps <= 3
         assert encoder.fingerprint() != plain.fingerprint()
         assert np.isfinite(encoder.encode(TEXTS)).all()
 
     def test_still_learns_with_all_of_them(self, start):
-        encoder, _ = tuned(start, replace(CONFIG, word_dropout=0.1, adversarial=0.1))
+        encoder, _ = tuned(start, replace(CONFIG, encoder_steps=60, word_dropout=0.1, adversarial=0.1))
         assert contrast(encoder) > contrast(BiEncoder(start, device="cpu")) + 0.2
 
     def test_stops_when_time_is_up(self, start):
@@ -138,3 +140,14 @@ def test_texts_set_aside_are_in_no_step(start, monkeypatch):
     assert set(np.concatenate(batches)) <= set(lesson.learnt)
     with torch.no_grad():
         assert lesson.validation_loss() > 0
+
+
+def test_the_projection_starts_where_it_tells_more_of_unseen_texts_than_one_drawn_at_random(start, monkeypatch):
+    lessons = []
+    monkeypatch.setattr(module, "train", lambda lesson, *_, **__: lessons.append(lesson) or 0)
+    tuned(start)
+    (lesson,) = lessons
+    with torch.no_grad():
+        begun = lesson.validation_loss()
+        torch.nn.init.normal_(lesson.head, generator=torch.Generator().manual_seed(0))
+        assert begun < lesson.validation_loss() - 0.1
