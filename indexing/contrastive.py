@@ -69,8 +69,8 @@ class ContrastiveConfig:
         for name in ("encoder_batch_size", "tower_batch_size", "n_negatives", "full_softmax_items"):
             if getattr(self, name) < 2:
                 raise ValueError(f"contrastive: {name}={getattr(self, name)} must be at least 2")
-        positive = ("encoder_learning_rate", "encoder_temperature", "tower_learning_rate", "temperature")
-        for name in (*positive, "max_grad_norm"):
+        encoder, towers = ("encoder_learning_rate", "encoder_temperature"), ("tower_learning_rate", "temperature")
+        for name in (*encoder, *towers, "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"contrastive: {name}={getattr(self, name)} must be positive")
         for name in ("word_dropout", "hard_share", "hard_margin", "cold_share"):

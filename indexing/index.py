@@ -250,6 +250,11 @@ def _norms(vectors: FloatArray) -> FloatArray:
     return norms
 
 
+def are_unit(vectors: FloatArray) -> Mask:
+    """Which rows are finite and of unit length within ``UNIT_TOLERANCE``, bool (n,)."""
+    return np.asarray(np.abs(_norms(vectors) - 1) <= UNIT_TOLERANCE)  # NaN is not within
+
+
 def _check_matrix(name: str, matrix: FloatArray) -> None:
     if matrix.dtype != np.float32 or matrix.ndim != 2:
         raise ValueError(f"{name} must be a float32 matrix, got {matrix.dtype} of shape {matrix.shape}")

@@ -28,7 +28,7 @@ UNSPACED_RUN = re.compile(rf"[{UNSPACED}]")
 WORD = rf"(?:[\p{{L}}\p{{N}}_--[{UNSPACED}]]|[{MARKS}])+"  # the second half of `TOKEN` in the words of polars
 WORN = 0.9  # of the neighbours of a text: with fewer left than that they are looked for anew
 CELLS_PER_BLOCK = 20_000_000  # bounds memory: about 0.25 GB of similarities at once
-ROWS_PER_BLOCK = 10_000  # bounds memory: so many lists get new neighbours at once
+ROWS_PER_BLOCK = 10_000  # bounds memory: so many lists are changed at once
 
 Entries = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]]  # rows, columns, values
 

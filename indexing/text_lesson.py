@@ -171,10 +171,9 @@ class TextLesson(Lesson):
 
     def _loss(self, features: dict[str, Tensor], rows: NDArray[np.int64]) -> Tensor:
         """Cross-entropy between what is taken together with these texts and what their vectors say."""
-        vectors = functional.normalize(
-            (self._encoder[0].forward(features) @ self.head.T).float(), dim=1
-        )  # (batch, dim)
-        behaviour = functional.normalize(self.behaviour, dim=1)  # (n_known, dim)
+        said = self._encoder[0].forward(features) @ self.head.T
+        vectors = functional.normalize(said.float(), dim=1)  # (batch, HEAD_DIM)
+        behaviour = functional.normalize(self.behaviour, dim=1)  # (n_known, HEAD_DIM)
         logits = (vectors @ behaviour.T).float() / self._config.encoder_temperature
         shares = torch.from_numpy(self._shares[rows].toarray().astype(np.float32)).to(logits.device)
         return -(shares * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()

@@ -1,34 +1,45 @@
 """Nearest items by vectors: to items of the catalogue, and to texts that nobody has seen before.
 
-Owns one search of the index. Who is asked for what, ids and frames are `recsys/recommender.py`.
+Owns one search of the index, and the ids in its answer. Arguments and the caller's frames are `recsys/recommender.py`.
 """
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from ranking.rerank import top_k
+from recsys.arguments import distinct_texts, positive
 from recsys.catalogue import Catalogue
+from recsys.fitted import Fitted
+from recsys.lists import report_short
+from recsys.requests import item_rows
 from recsys.towers import Towers
 
 
-def nearest_to_items(towers: Towers, catalogue: Catalogue, rows: npt.NDArray[np.int64], k: int) -> pl.DataFrame:
-    """At most `k` available items nearest to each item, never itself: `user_row`, `item_row`, `rank`, `score`.
-
-    Args:
-        towers: of the catalogue.
-        catalogue: the items.
-        rows: int64 (n,), distinct, searchable; `user_row` numbers them.
-        k: neighbours an item.
-    """
-    pairs = _search(towers, catalogue, towers.item_vectors[rows], k + 1)
+def nearest_to_items(state: Fitted, items: Iterable[Any], k: int) -> pl.DataFrame:
+    """At most `k` available items nearest to each item, never itself; see `Recommender.similar_items`."""
+    asked = pl.Series(item_rows(state.catalogue, items, "items")).unique(maintain_order=True).to_numpy()
+    rows = asked[state.towers.searchable[asked]]
+    pairs = _search(state.towers, state.catalogue, state.towers.item_vectors[rows], positive(k, "k") + 1)
     own = pl.Series(rows).gather(pairs["user_row"])
-    return top_k(pairs.filter(pl.col("item_row") != own), k)
+    best = top_k(pairs.filter(pl.col("item_row") != own), k)
+    report_short(state, best, len(asked), k)
+    found = state.catalogue.ids_of(best["item_row"].to_numpy()).alias("similar_item_id")
+    near = state.catalogue.ids_of(rows[best["user_row"].to_numpy()])
+    return pl.DataFrame([near, found, best["rank"], best["score"]])
 
 
-def nearest_to_texts(towers: Towers, catalogue: Catalogue, texts: list[str], k: int) -> pl.DataFrame:
-    """At most `k` available items nearest to each text: `user_row` numbers the texts, `item_row`, `rank`, `score`."""
-    return top_k(_search(towers, catalogue, towers.embed(texts), k), k)
+def nearest_to_texts(state: Fitted, texts: Sequence[str], k: int) -> pl.DataFrame:
+    """At most `k` available items nearest to each text; see `Recommender.search`."""
+    asked, k = distinct_texts(texts), positive(k, "k")
+    best = top_k(_search(state.towers, state.catalogue, state.towers.embed(asked), k), k)
+    report_short(state, best, len(asked), k)
+    texts_found = pl.Series("text", asked, dtype=pl.String).gather(best["user_row"])
+    found = state.catalogue.ids_of(best["item_row"].to_numpy())
+    return pl.DataFrame([texts_found, found, best["rank"], best["score"]])
 
 
 def _search(towers: Towers, catalogue: Catalogue, vectors: npt.NDArray[np.float32], k: int) -> pl.DataFrame:

@@ -14,7 +14,7 @@ import polars as pl
 from ranking.rerank import top_k
 from recsys import online, pipeline
 from recsys.activity import ActivityModel
-from recsys.arguments import FilterSeen, OnUnknown, asked_alone, distinct_texts, hide_seen, positive
+from recsys.arguments import FilterSeen, OnUnknown, asked_alone, hide_seen, positive
 from recsys.bundle import open_bundle, write_bundle
 from recsys.candidates import to_columns, to_frame
 from recsys.config import RecommenderConfig, config_from_dict
@@ -264,14 +264,7 @@ class Recommender:
         Raises:
             InvalidData: an id that is not in the catalogue.
         """
-        state = self._state
-        asked = pl.Series(item_rows(state.catalogue, items, "items")).unique(maintain_order=True).to_numpy()
-        rows = asked[state.towers.searchable[asked]]
-        best = nearest_to_items(state.towers, state.catalogue, rows, positive(k, "k"))
-        report_short(state, best, len(asked), k)
-        found = state.catalogue.ids_of(best["item_row"].to_numpy()).alias("similar_item_id")
-        near = state.catalogue.ids_of(rows[best["user_row"].to_numpy()])
-        return to_caller(pl.DataFrame([near, found, best["rank"], best["score"]]), self._implementation)
+        return to_caller(nearest_to_items(self._state, items, k), self._implementation)
 
     def search(self, texts: Sequence[str], k: int = 10) -> Any:
         """Items for people of whom only a text is known: a query, a profile, a wish.
@@ -286,13 +279,7 @@ class Recommender:
         Raises:
             InvalidData: a text is not a string.
         """
-        state = self._state
-        asked = distinct_texts(texts)
-        best = nearest_to_texts(state.towers, state.catalogue, asked, positive(k, "k"))
-        report_short(state, best, len(asked), k)
-        texts_found = pl.Series("text", asked, dtype=pl.String).gather(best["user_row"])
-        found = state.catalogue.ids_of(best["item_row"].to_numpy())
-        return to_caller(pl.DataFrame([texts_found, found, best["rank"], best["score"]]), self._implementation)
+        return to_caller(nearest_to_texts(self._state, texts, k), self._implementation)
 
     def predict_proba(self, pairs: Pairs, event: str | None = None) -> Any:
         """How probable it is that a user takes an item within as long a time as window C (see `probability_reports`).
@@ -345,32 +332,17 @@ class Recommender:
         self._fitted = online.upsert_items(self._state, items, self.config)
 
     def delete_items(self, ids: Iterable[Any]) -> None:
-        """Never show these items again, until they are upserted.
-
-        Raises:
-            NotFitted: before `fit`.
-            InvalidData: ids of another type than at fit, or one that is not in the catalogue.
-        """
+        """Never show these items again, until they are upserted."""
         self._fitted = online.delete_items(self._state, ids)
 
     def delete_users(self, ids: Iterable[Any]) -> online.DeletionReceipt:
-        """Remove people and everything they did; the receipt says how many rows that were.
-
-        Raises:
-            NotFitted: before `fit`.
-            InvalidData: ids of another type than at fit, or nobody would be left.
-        """
+        """Remove people and everything they did; the receipt says how many rows that were."""
         self._fitted, receipt = online.delete_users(self._state, ids, self.config)
         self._activity = {}
         return receipt
 
     def update_interactions(self, interactions: Table) -> None:
-        """Add newer interactions; rows that are known change nothing.
-
-        Raises:
-            NotFitted: before `fit`.
-            InvalidData: the table breaks a rule, ids are of another type than at fit, or no item is known.
-        """
+        """Add newer interactions; rows that are known change nothing."""
         self._fitted = online.update_interactions(self._state, interactions, self.config)
         self._activity = {}
 

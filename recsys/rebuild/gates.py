@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from indexing.exact import ExactIndex
-from indexing.index import UNIT_TOLERANCE
+from indexing.index import are_unit
 from recsys.config import RecommenderConfig
 from recsys.errors import InvalidConfig, PublishRefused
 from recsys.fitted import Fitted
@@ -118,10 +118,7 @@ def item_count(now: int, before: int, gates: GatesConfig) -> GateResult:
 
 def unit_vectors(new: Fitted) -> GateResult:
     """How many text or item vectors are not finite and of unit length."""
-    bad = 0
-    for vectors in (new.towers.text_vectors, new.towers.item_vectors):
-        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))  # np.linalg.norm would hold all squares at once
-        bad += int((~(np.abs(lengths - 1.0) <= UNIT_TOLERANCE)).sum())  # NaN is not within
+    bad = sum(int((~are_unit(vectors)).sum()) for vectors in (new.towers.text_vectors, new.towers.item_vectors))
     return GateResult(name="vectors", value=float(bad), limit="0", passed=bad == 0)
 
 

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import torch
 
 from indexing.embedding_cache import EmbeddingCache
-from indexing.index import UNIT_TOLERANCE
+from indexing.index import are_unit
 from indexing.item_tower import ItemFeatures, ItemTower
 from indexing.lexical import renewed_neighbours, text_neighbours
 from recsys.catalogue import Catalogue
@@ -235,7 +235,7 @@ def carried_vectors(
         if cache is None or "embedding cache" not in str(error):
             raise
         raise BundleCorrupt(str(error)) from error
-    bad = int((~(np.abs(np.linalg.norm(made, axis=1) - 1.0) <= UNIT_TOLERANCE)).sum())  # NaN is not within
+    bad = int((~are_unit(made)).sum())
     if bad:
         raise PublishRefused(
             f"{bad:,} of {len(made):,} vectors that the encoder made are not finite and of unit length. "
