@@ -74,7 +74,7 @@ def tune_encoder(
     with with_scope(encoder, tuning, steps=steps, seed=seed, seconds=max_seconds) as scope:
         if not scope.parameters:
             return 0
-        lesson = TextLesson(encoder, texts, together, known, config, scope, seed=seed)
+        lesson = TextLesson(encoder, texts, together, known, config, scope, seed=seed, progress=progress)
         lengths = np.minimum([len(texts[row]) for row in lesson.learnt], 400).astype(np.int64)
         batches = plan(lengths // 8 + 1, int(config.encoder_batch_size * (lengths // 8 + 1).mean()), steps, seed=seed)
         return train(
@@ -100,6 +100,7 @@ class TextLesson(Lesson):
         scope: Tuning,
         *,
         seed: int,
+        progress: bool = False,
     ) -> None:
         super().__init__()
         self.body = encoder.model
@@ -116,16 +117,18 @@ class TextLesson(Lesson):
         n_aside = min(MOST_VALIDATION_TEXTS, int(VALIDATION_SHARE * len(known)))
         shuffled = self._rng.permutation(len(known))
         self.aside, self.learnt = known[shuffled[:n_aside]], known[np.sort(shuffled[n_aside:])]
-        self.head = nn.Parameter(self._start_of_head(known, shuffled[n_aside:][:MOST_START_TEXTS]))
+        told_by = shuffled[n_aside:][:MOST_START_TEXTS]
+        self.head = nn.Parameter(self._start_of_head(known, told_by, progress=progress))
 
     @torch.no_grad()
-    def _start_of_head(self, known: NDArray[np.int64], places: NDArray[np.int64]) -> Tensor:
+    def _start_of_head(self, known: NDArray[np.int64], places: NDArray[np.int64], *, progress: bool) -> Tensor:
         """From the untouched encoder's vectors to behaviour, (HEAD_DIM, dim), by ridge regression on some learnt texts.
 
         A projection drawn at random would first pull the encoder anywhere: what it has learnt elsewhere is lost before
         there is anything to follow (Kumar et al. 2022, "Fine-tuning can distort pretrained features").
         """
-        vectors = torch.from_numpy(self._encoder[0].encode([self._texts[row] for row in known[places]])).double()
+        texts = [self._texts[row] for row in known[places]]
+        vectors = torch.from_numpy(self._encoder[0].encode(texts, progress=progress)).double()
         targets = functional.normalize(self.behaviour[places], dim=1).double()
         penalty = RIDGE * len(places) * torch.eye(vectors.shape[1], dtype=torch.float64)
         solved: Tensor = torch.linalg.solve(vectors.T @ vectors + penalty, vectors.T @ targets)

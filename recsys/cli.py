@@ -294,12 +294,11 @@ def _cast(ids: pl.Series, dtype: pl.DataType, source: str) -> pl.Series:
 
 
 def _target(out: str, suffixes: tuple[str, ...]) -> Path:
-    """Where a file shall be written, checked before the work begins."""
+    """Where a file shall be written, checked before the work begins; folders above it are made where absent."""
     path = Path(out)
     if path.suffix not in suffixes:
         raise InvalidConfig(f"--out {out} must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise InvalidConfig(f"--out {out}: the folder {path.parent} does not exist; make it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 

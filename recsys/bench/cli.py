@@ -180,6 +180,8 @@ def _split(arguments: argparse.Namespace) -> int:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
+    if arguments.out is not None:
+        Path(arguments.out).absolute().parent.mkdir(parents=True, exist_ok=True)
     given, config = _arguments(arguments)
     from recsys.bench.profile import profile, render_profile
     from recsys.bench.result import as_json

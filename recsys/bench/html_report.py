@@ -316,8 +316,9 @@ def command(arguments: argparse.Namespace) -> int:
     """Run `recsys-bench report`."""
     folder = ResultFolder(Path(arguments.result))
     out = folder.path / "report.html" if arguments.out is None else Path(arguments.out)
-    if out.suffix != ".html" or not out.absolute().parent.is_dir():
-        raise InvalidConfig(f"--out {out} must be a file that ends in .html, in a folder that exists")
+    if out.suffix != ".html":
+        raise InvalidConfig(f"--out {out} must be a file that ends in .html")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     out.write_text(report(folder), encoding="utf-8")
     said = headline(folder.result)
     print(json.dumps({"report": str(out), "headline": said}) if arguments.json else f"{said}\n{out}")

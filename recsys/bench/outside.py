@@ -34,16 +34,15 @@ COLUMNS = ("test_hash", "system", "cut", "protocol", "user_id", "item_id", "rank
 
 
 def write_split(prepared: Prepared, folder: Path) -> dict[str, Any]:
-    """Write what another program needs; an older split is overwritten.
+    """Write what another program needs, folders above made where absent; an older split is overwritten.
 
     Returns:
         What `split.json` holds.
 
     Raises:
-        InvalidConfig: the folder above does not exist, or the folder holds something else.
+        InvalidConfig: the folder holds something else.
+        OSError: the folders above it cannot be made.
     """
-    if not folder.absolute().parent.is_dir():
-        raise InvalidConfig(f"--out {folder}: the folder {folder.parent} does not exist; make it first")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / SPLIT).is_file()):
         raise InvalidConfig(f"{folder} exists and holds no split; give another folder or remove it")
     about = {
@@ -64,7 +63,7 @@ def write_split(prepared: Prepared, folder: Path) -> dict[str, Any]:
         for cut in prepared.cuts
         for protocol in cut.protocols
     ]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     prepared.tables.items.write_parquet(folder / "items.parquet")
     for cut in prepared.cuts:
         cut.split.train.write_parquet(folder / f"train-{cut.place}.parquet")

@@ -287,8 +287,7 @@ def _plan(prepared: Prepared, test_hash: str, space: Space, system: str) -> dict
 def _folder(folder: Path) -> Path:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / JOURNAL).is_file()):
         raise PublishRefused(f"{folder} exists and holds no trials; give another folder or remove it")
-    if not folder.absolute().parent.is_dir():
-        raise InvalidConfig(f"--out {folder}: the folder {folder.parent} does not exist; make it first")
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     return folder
 
 

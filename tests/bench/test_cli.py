@@ -110,7 +110,7 @@ def test_gate_refuses_a_regression(results, tmp_path, capfd):
 
 
 def test_profile(arguments, tmp_path, capfd):
-    out = tmp_path / "profile.json"
+    out = tmp_path / "new" / "profile.json"
     words = ["profile", *arguments, "--systems", "popular", "--quiet", "--out", str(out)]
     assert main([*words, "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == json.loads(out.read_text())

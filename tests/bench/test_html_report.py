@@ -97,8 +97,8 @@ def test_splits_that_leak_are_warned_of(folder):
 
 
 def test_command(folder, tmp_path, capsys):
-    assert main(["report", str(folder), "--out", str(tmp_path / "r.html"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["report"] == str(tmp_path / "r.html")
-    assert (tmp_path / "r.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert main(["report", str(folder), "--out", str(tmp_path / "new" / "r.html"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"] == str(tmp_path / "new" / "r.html")
+    assert (tmp_path / "new" / "r.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert main(["report", str(folder), "--out", str(tmp_path / "r.txt")]) == 2
     assert "must be a file that ends in .html" in capsys.readouterr().err

@@ -170,13 +170,16 @@ class TestRecommend:
         assert recommend(model, tmp_path / "lists.csv", "--users", str(tmp_path / "users.txt")) == 65
         assert "users.txt: names no user" in capsys.readouterr().err
 
-    @pytest.mark.parametrize(
-        ("out", "message"),
-        [("lists.xlsx", "lists.xlsx must end in .parquet or .csv"), ("no/lists.csv", "does not exist; make it first")],
-    )
-    def test_where_it_shall_go_is_checked_before_the_work(self, tmp_path, capsys, out, message):
-        assert recommend(tmp_path / "no-model", tmp_path / out) == 2
-        assert message in capsys.readouterr().err
+    def test_where_it_shall_go_is_checked_before_the_work(self, tmp_path, capsys):
+        assert recommend(tmp_path / "no-model", tmp_path / "lists.xlsx") == 2
+        assert "lists.xlsx must end in .parquet or .csv" in capsys.readouterr().err
+        (tmp_path / "file").write_text("x")
+        assert recommend(tmp_path / "no-model", tmp_path / "file" / "lists.csv") == 74
+        assert "file" in capsys.readouterr().err
+
+    def test_folders_above_are_made(self, model, tmp_path):
+        assert recommend(model, tmp_path / "new" / "deep" / "lists.csv") == 0
+        assert [path.name for path in (tmp_path / "new" / "deep").iterdir()] == ["lists.csv"]
 
     def test_a_failed_write_leaves_what_was_there(self, tmp_path):
         def write(path):
