@@ -10,7 +10,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from indexing.history import Histories
-from indexing.sparse import keep_largest
+from indexing.sparse import ENTRIES_PER_BLOCK, keep_largest, rows_of
 
 PAIRS_PER_BLOCK = 10_000_000  # bounds memory: about 0.3 GB of temporary arrays
 
@@ -57,16 +57,15 @@ def covisitation(histories: Histories, n_items: int, config: CovisitationConfig)
     Returns:
         float32 CSR (n_items, n_items) with at most `n_neighbours` entries a row.
     """
-    rows = histories.item_rows.astype(np.int64)
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
-    counts = np.bincount(rows, minlength=n_items).astype(np.float32)
-    scale = sp.diags_array(1.0 / np.sqrt(np.maximum(counts, 1.0)), dtype=np.float32)
+    rows = histories.item_rows
+    owner = np.repeat(np.arange(len(histories), dtype=np.int32), histories.lengths)
     total = sp.csr_matrix((n_items, n_items), dtype=np.float32)
     window = min(config.window, max(1, config.max_pairs // max(len(rows), 1)), int(histories.lengths.max(initial=1)))
     for distances in _blocks(window, len(rows)):
         total = total + _count(rows, owner, distances, config.distance_power, n_items)
-    directed = total + config.reverse_weight * total.T
-    return keep_largest(sp.csr_matrix(scale @ directed @ scale), config.n_neighbours)
+    counts = np.bincount(rows, minlength=n_items).astype(np.float32)
+    scale = 1.0 / np.sqrt(np.maximum(counts, 1.0)).astype(np.float32)
+    return _nearest(total, scale, config)
 
 
 def _blocks(window: int, n_events: int) -> list[npt.NDArray[np.int64]]:
@@ -76,8 +75,8 @@ def _blocks(window: int, n_events: int) -> list[npt.NDArray[np.int64]]:
 
 
 def _count(
-    rows: npt.NDArray[np.int64],
-    owner: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int32],
+    owner: npt.NDArray[np.int32],
     distances: npt.NDArray[np.int64],
     power: float,
     n_items: int,
@@ -88,6 +87,20 @@ def _count(
         pair = (owner[:-distance] == owner[distance:]) & (rows[:-distance] != rows[distance:])
         first.append(rows[:-distance][pair])
         second.append(rows[distance:][pair])
-        worth.append(np.full(pair.sum(), float(distance) ** -power, dtype=np.float32))
+        worth.append(np.full(len(first[-1]), float(distance) ** -power, dtype=np.float32))
     pairs = (np.concatenate(first), np.concatenate(second))
     return sp.coo_matrix((np.concatenate(worth), pairs), shape=(n_items, n_items)).tocsr()
+
+
+def _nearest(total: sp.csr_matrix, scale: npt.NDArray[np.float32], config: CovisitationConfig) -> sp.csr_matrix:
+    """Forward and reverse counts together, scaled, the largest of each row; in blocks of rows, which bounds memory."""
+    reverse, n_items = total.T.tocsr(), total.shape[0]
+    per_block = max(1, ENTRIES_PER_BLOCK * n_items // max(2 * total.nnz, 1))
+    kept = [sp.csr_matrix((0, n_items), dtype=np.float32)]
+    for start in range(0, n_items, per_block):
+        rows = slice(start, start + per_block)
+        directed = sp.csr_matrix(total[rows] + config.reverse_weight * reverse[rows])
+        directed.data *= scale[start + rows_of(directed)]
+        directed.data *= scale[directed.indices]
+        kept.append(keep_largest(directed, config.n_neighbours))
+    return sp.csr_matrix(sp.vstack(kept, format="csr"))

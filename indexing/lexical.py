@@ -179,7 +179,9 @@ def _carried(old: sp.csr_matrix, places: npt.NDArray[np.int64]) -> sp.csr_matrix
     rows = sp.csr_matrix(old[np.maximum(places, 0)]) if old.shape[0] else sp.csr_matrix((len(places), 0))
     columns = moved[rows.indices]
     there = (columns >= 0) & np.repeat(places >= 0, np.diff(rows.indptr))
-    indptr = np.concatenate([[0], np.cumsum(there)])[rows.indptr]
+    before = np.zeros(len(there) + 1, dtype=rows.indptr.dtype)
+    np.cumsum(there, out=before[1:])
+    indptr = before[rows.indptr]
     carried = sp.csr_matrix((rows.data[there], columns[there], indptr), shape=(len(places), len(places)))
     carried.sort_indices()
     return carried

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 ENTRIES_PER_BLOCK = 5_000_000  # bounds what `keep_largest` holds besides its result
 ROWS_AT_ONCE = 10_000  # bounds what `_borders` holds
+SIDE_BY_SIDE = 4  # rows of up to so many times k entries are looked at together, longer ones one by one
 
 
 def place_in_runs(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -50,13 +51,13 @@ def _borders(values: npt.NDArray[np.float32], indptr: npt.NDArray[np.integer], k
     """The `k`-th largest value of each row, float32 (n_rows,); minus infinity where there are no more than `k`."""
     lengths = np.diff(indptr)
     border = np.full(len(lengths), -np.inf, dtype=np.float32)
-    few = np.flatnonzero((lengths > k) & (lengths <= 2 * k))
+    few = np.flatnonzero((lengths > k) & (lengths <= SIDE_BY_SIDE * k))
     for rows in np.split(few, range(ROWS_AT_ONCE, len(few), ROWS_AT_ONCE)):
         columns = np.arange(lengths[rows].max(initial=k))
         places = np.minimum(indptr[rows, None] + columns, len(values) - 1)
         filled = np.where(columns < lengths[rows, None], values[places], -np.inf)
         border[rows] = -np.partition(-filled, k - 1, axis=1)[:, k - 1]
-    for row in np.flatnonzero(lengths > 2 * k):
+    for row in np.flatnonzero(lengths > SIDE_BY_SIDE * k):
         scores = values[indptr[row] : indptr[row + 1]]
         border[row] = np.partition(scores, len(scores) - k)[len(scores) - k]
     return border
@@ -86,9 +87,17 @@ def _keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
 
 def replace_rows(matrix: sp.csr_matrix, rows: npt.NDArray[np.int64], others: sp.csr_matrix) -> sp.csr_matrix:
     """The matrix with distinct `rows` taken from the rows of `others`, in that order."""
-    source = np.arange(matrix.shape[0])
-    source[rows] = matrix.shape[0] + np.arange(len(rows))
-    return sp.csr_matrix(sp.vstack([matrix, others], format="csr")[source])
+    lengths = np.diff(matrix.indptr)
+    stays = np.ones(matrix.shape[0], dtype=np.bool_)
+    stays[rows] = False
+    old = np.repeat(stays, lengths)
+    lengths[rows] = np.diff(others.indptr)
+    new = ~np.repeat(stays, lengths)
+    others = others[np.argsort(rows)]
+    made = [np.empty(len(new), dtype=part.dtype) for part in (matrix.data, matrix.indices)]
+    for to, stored, given in zip(made, (matrix.data, matrix.indices), (others.data, others.indices), strict=True):
+        to[~new], to[new] = stored[old], given
+    return sp.csr_matrix((*made, np.concatenate([[0], np.cumsum(lengths)])), shape=matrix.shape)
 
 
 def stored_keys(matrix: sp.csr_matrix) -> npt.NDArray[np.int64]:

@@ -46,9 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--share", type=float, default=0.01, help="of the items, whose titles get a word more")
     parser.add_argument("--items", type=int, help="only the first so many items")
-    parser.add_argument(
-        "--newest", type=float, default=0.0, help="share of the interactions that the fit does not know"
-    )
+    parser.add_argument("--newest", type=float, default=0.0, help="share of the interactions done again, a week later")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "rebuild-speed")
     parser.add_argument(
         "--profile", type=Path, help="write a profile of the rebuild's processor time there (for pstats)"
@@ -61,8 +59,8 @@ def main() -> None:
         return
     if not _model(arguments).exists():
         tables = _tables(arguments)
-        known = tables.interactions.head(round(tables.interactions.height * (1.0 - arguments.newest)))
-        Recommender(config_from_dict(FAST)).fit(known, tables.items, tables.users).save(_model(arguments))
+        fitted = Recommender(config_from_dict(FAST)).fit(tables.interactions, tables.items, tables.users)
+        fitted.save(_model(arguments))
     found = {name: _alone(name) for name in ("rebuild", "encode")}
     share = found["rebuild"]["rebuild_s"] / found["encode"]["encode_all_s"]
     print(json.dumps({"share": share, **found["encode"], **found["rebuild"]}, indent=2))
@@ -79,6 +77,7 @@ def _alone(part: str) -> dict[str, Any]:
 def _rebuild(arguments: argparse.Namespace) -> dict[str, Any]:
     """From the old model and changed tables to a new live version."""
     tables = _tables(arguments)
+    interactions = _with_new(tables.interactions, arguments.newest)
     changed = _changed(tables.items, round(1 / arguments.share))
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         store = Store.create(Path(folder) / "store")
@@ -86,9 +85,7 @@ def _rebuild(arguments: argparse.Namespace) -> dict[str, Any]:
         init(store, _model(arguments), now=now)
         before, worked, start = _peak(), _cpu(), time.perf_counter()
         with cProfile.Profile(time.process_time) if arguments.profile else nullcontext() as profile:
-            result = run(
-                store, tables.interactions, changed, tables.users, now=now, config=RebuildConfig(gates=GatesConfig())
-            )
+            result = run(store, interactions, changed, tables.users, now=now, config=RebuildConfig(gates=GatesConfig()))
         took, worked = time.perf_counter() - start, _cpu() - worked
         size = sum(seal.bytes for seal in store.verify().files.values())
     if profile is not None:
@@ -119,9 +116,14 @@ def _tables(arguments: argparse.Namespace) -> Tables:
 
 
 def _model(arguments: argparse.Namespace) -> Path:
-    newest = f"-{arguments.newest}" if arguments.newest else ""
-    path: Path = arguments.work / f"model-{arguments.items or 'all'}{newest}"
+    path: Path = arguments.work / f"model-{arguments.items or 'all'}"
     return path
+
+
+def _with_new(interactions: pl.DataFrame, share: float) -> pl.DataFrame:
+    """What the fit knew, and after it the newest of it once more."""
+    again = interactions.tail(round(share * interactions.height))
+    return pl.concat([interactions, again.with_columns(pl.col("timestamp") + pl.duration(weeks=1))])
 
 
 def _changed(items: pl.DataFrame, every: int) -> pl.DataFrame:

@@ -222,6 +222,8 @@ def carried_vectors(
         BundleCorrupt: the cache is damaged.
     """
     rows = _places(parent, texts)
+    if np.array_equal(rows, np.arange(len(parent.towers.text_vectors))):
+        return parent.towers.text_vectors, 0
     vectors = np.empty((len(texts), parent.towers.encoder.dim), dtype=np.float32)
     known = rows >= 0
     vectors[known] = parent.towers.text_vectors[rows[known]]
