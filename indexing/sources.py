@@ -14,12 +14,13 @@ import scipy.sparse as sp
 
 from indexing.history import Histories, HistoryEncoder
 from indexing.index import VectorIndex
-from indexing.sparse import distinct, largest_of, place_in_runs, positions_of, stored_keys
+from indexing.sparse import distinct, keep_largest, largest_of, place_in_runs, positions_of, stored_keys
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
+MOST_COMPANY = 500  # items between a history and what is like them: a third of the time where histories are rich
 PAIRS_PER_BLOCK = 4096  # so that the vectors of the pairs scored at once stay in the processor's cache
 
 
@@ -194,7 +195,7 @@ class LookalikeSource:
 
     def open(self, block: Block, n: int) -> Opened:
         """From the history to its company, from there to items with like texts."""
-        near = self.company.summed(block.histories)
+        near = keep_largest(self.company.summed(block.histories), MOST_COMPANY)
         shape = (len(block), self.alike.shape[0])
         texts = sp.csr_matrix((near.data, self.text_rows[near.indices], near.indptr), shape=shape)
         return _opened(sp.csr_matrix(texts @ self.alike), block, n)
