@@ -167,7 +167,7 @@ class NeighbourSource:
 
     def summed(self, histories: Histories) -> sp.csr_matrix:
         """The neighbour rows of each user's history, weighted and summed, CSR (n_users, n_items)."""
-        return sp.csr_matrix(self._weights(histories) @ self.neighbours)
+        return self._weights(histories) @ self.neighbours
 
     def _weights(self, histories: Histories) -> sp.csr_matrix:
         """What each key is worth to each user, CSR (n_users, n_keys); a key is there as often as it was taken."""
@@ -198,7 +198,7 @@ class LookalikeSource:
         near = keep_largest(self.company.summed(block.histories), MOST_COMPANY)
         shape = (len(block), self.alike.shape[0])
         texts = sp.csr_matrix((near.data, self.text_rows[near.indices], near.indptr), shape=shape)
-        return _opened(sp.csr_matrix(texts @ self.alike), block, n)
+        return _opened(texts @ self.alike, block, n)
 
 
 def _opened(scores: sp.csr_matrix, block: Block, n: int) -> Opened:

@@ -14,14 +14,18 @@ SIDE_BY_SIDE = 4  # rows of up to so many times k entries are looked at together
 
 def place_in_runs(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """0, 1, 2, ... within each run of equal values, int64 (n,)."""
-    starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
-    return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
+    places = np.arange(len(values))
+    goes_on = np.zeros(len(values), dtype=np.bool_)
+    np.equal(values[1:], values[:-1], out=goes_on[1:])
+    return places - np.maximum.accumulate(np.where(goes_on, 0, places))
 
 
 def distinct(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The distinct values, ascending: `np.unique`, which hashes first and takes several times as long."""
     ordered = np.sort(values)
-    return ordered[np.diff(ordered, prepend=ordered[:1] - 1) > 0]
+    new = np.ones(len(ordered), dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return ordered[new]
 
 
 def rows_of(matrix: sp.csr_matrix) -> npt.NDArray[np.int64]:
