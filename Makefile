@@ -1,8 +1,6 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer: the environment makes itself and is kept.
 PYTHON ?= python3
 BIN := .venv/bin
-# Idle OpenMP threads spin by default, which costs 10 to 30 times the time where other programs use the cores.
-export GOMP_SPINCOUNT ?= 1000
 READY := .venv/.ready
 
 .PHONY: demo test check format wheel bench bench-quick soak clean

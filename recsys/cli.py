@@ -14,7 +14,6 @@ import argparse
 import errno
 import json
 import logging
-import os
 import secrets
 import sys
 import time
@@ -69,9 +68,6 @@ def exit_code(error: RecsysError | OSError) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the chosen command: its exit code, whatever happens."""
-    # Idle OpenMP threads otherwise spin, 10 to 30 times slower where other programs use the cores. It must stand before
-    # torch, FAISS or LightGBM is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     with _logging_to_stderr():
         try:
             return int(arguments.command(arguments))

@@ -23,7 +23,5 @@ with DAG(
             "recsys-rebuild run --store s3://example-bucket/recsys "
             "--interactions /data/interactions --items /data/items.parquet --json"
         ),
-        env={"GOMP_SPINCOUNT": "1000"},
-        append_env=True,
         skip_on_exit_code=75,
     )

@@ -333,7 +333,9 @@ def test_help_is_light(module):
     assert run.stdout.splitlines()[-1] == "[]"
 
 
-def test_openmp_threads_are_told_not_to_spin(monkeypatch):
+def test_what_libraries_read_when_they_are_loaded_is_set_before(monkeypatch):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    main(["doctor"])
-    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    code = "import os, recsys; print(os.environ['GOMP_SPINCOUNT'], os.environ['THP_MEM_ALLOC_ENABLE'])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.split() == ["1000", "0"]
