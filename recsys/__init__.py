@@ -3,7 +3,6 @@
 Importing this package stays light; torch, FAISS and LightGBM are loaded when something that needs them is used.
 """
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,6 @@ if TYPE_CHECKING:
     from recsys.rules import Rules
 
 __version__ = "0.1.0"
-
-# Libraries read these when they are loaded, so they stand before torch, FAISS and LightGBM are; who sets them otherwise
-# keeps his own. Idle OpenMP threads spin, 10 to 30 times slower where other programs use the cores:
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# On Linux torch takes its large tensors from the kernel anew at every step, in huge pages with a fifth less time in all
-# (docs/decisions/015-huge-pages.md):
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
     "Recommender": "recsys.recommender",
@@ -48,6 +40,7 @@ def _refuse_shadowed_stages() -> None:
 
 
 _refuse_shadowed_stages()
+import indexing  # noqa: E402, F401 - sets what numeric libraries read when they are loaded
 
 
 def __getattr__(name: str) -> Any:

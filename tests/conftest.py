@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import indexing  # noqa: F401, I001 - the same for idle threads and large tensors, before a test imports torch
 
 import importlib.util
 import random

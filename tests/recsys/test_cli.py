@@ -333,9 +333,10 @@ def test_help_is_light(module):
     assert run.stdout.splitlines()[-1] == "[]"
 
 
-def test_what_libraries_read_when_they_are_loaded_is_set_before(monkeypatch):
+@pytest.mark.parametrize("first", ["recsys", "indexing.contrastive"])
+def test_what_libraries_read_when_they_are_loaded_is_set_before(monkeypatch, first):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    code = "import os, recsys; print(os.environ['GOMP_SPINCOUNT'], os.environ['THP_MEM_ALLOC_ENABLE'])"
+    code = f"import os, {first}; print(os.environ['GOMP_SPINCOUNT'], os.environ['THP_MEM_ALLOC_ENABLE'])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.split() == ["1000", "0"]
