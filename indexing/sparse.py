@@ -69,11 +69,12 @@ def _borders(values: npt.NDArray[np.float32], indptr: npt.NDArray[np.integer], k
 
 def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
     """The `k` largest entries of each row, columns ascending, float32."""
-    per_block = max(1, ENTRIES_PER_BLOCK * matrix.shape[0] // max(matrix.nnz, 1))
+    if matrix.nnz <= ENTRIES_PER_BLOCK:
+        return _keep_largest(matrix, k)
+    per_block = max(1, ENTRIES_PER_BLOCK * matrix.shape[0] // matrix.nnz)
     starts = range(0, matrix.shape[0], per_block)
     parts = [_keep_largest(sp.csr_matrix(matrix[start : start + per_block]), k) for start in starts]
-    empty = sp.csr_matrix((0, matrix.shape[1]), dtype=np.float32)
-    return sp.csr_matrix(sp.vstack([empty, *parts], format="csr"))
+    return sp.csr_matrix(sp.vstack(parts, format="csr"))
 
 
 def _keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
