@@ -9,11 +9,18 @@ import logging
 import polars as pl
 
 from indexing.contrastive import ContrastiveConfig
+from indexing.training_config import TrainingConfig
 from recsys.bench import Prepared, ask_baselines, ask_ours, fit_ours, prepare, render, report
 from recsys.config import RecommenderConfig
 from recsys.datasets import Dataset, load_dataset
 
-BRIEF = ContrastiveConfig(encoder_steps=100, tower_max_steps=250)  # a demo should not take a quarter of an hour
+# A demo should not take half an hour where there are two old cores.
+BRIEF = RecommenderConfig(
+    contrastive=ContrastiveConfig(encoder_steps=60, tower_max_steps=250),
+    training=TrainingConfig(checks=5),
+    probabilities=False,
+    time_budget=10,
+)
 N_HOUSEHOLDS = 3
 N_LAST = 8
 N_SHOWN = 10
@@ -67,4 +74,4 @@ def side_by_side(household: object, recommended: pl.DataFrame, prepared: Prepare
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recsys").setLevel(logging.INFO)
-    main(load_dataset("complete-journey"), RecommenderConfig(contrastive=BRIEF))
+    main(load_dataset("complete-journey"), BRIEF)

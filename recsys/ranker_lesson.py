@@ -69,7 +69,13 @@ def train_ranker(
 
 
 def earns_its_place(
-    earlier: TrainingSet, later: TrainingSet, pupils: npt.NDArray[np.int32], config: RecommenderConfig, notes: Notes
+    earlier: TrainingSet,
+    later: TrainingSet,
+    pupils: npt.NDArray[np.int32],
+    config: RecommenderConfig,
+    notes: Notes,
+    *,
+    first_look: bool = False,
 ) -> bool:
     """Whether a ranker that reads the interest score is surely better on the later window than one that does not.
 
@@ -82,6 +88,7 @@ def earns_its_place(
         pupils: rows of the users of B who taught the interest model.
         config: settings; `keep_interest` may say that it stays in any case.
         notes: gets what was found.
+        first_look: the rows are those of some users only, and to be better on average will do.
     """
     if config.keep_interest == "always" or later.n_users < MIN_RANKER_USERS:
         return True
@@ -90,6 +97,8 @@ def earns_its_place(
     with_it = _ndcg_learnt(learnt, held_out, config)
     without = _ndcg_learnt(without_interest(plain), without_interest(held_out), config)
     difference, low, high = metrics.paired_bootstrap(with_it, without, level=SURELY, seed=config.seed)
+    if first_look and difference > 0.0:
+        return True
     stays = low > 0.0
     notes.add(
         f"interest score: ndcg@10 on {len(with_it)} users {with_it.mean():.4f} with it, {without.mean():.4f} without, "

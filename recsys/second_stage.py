@@ -37,6 +37,7 @@ PUPIL_SHARE = 1 / 3  # of window B's users, at most, teach the interest model: t
 USERS_PER_BLOCK = 2048
 DRIFT_ROWS = 20_000
 NOBODY = np.zeros(0, dtype=np.int32)
+FIRST_LOOK_ROWS = 150_000  # of each window, 500 users: scoring everybody's candidates is a large part of a fit on a CPU
 NEGATIVE_DEPTH = 100  # negatives of the interest model come from the best candidates, where it will be asked
 
 
@@ -105,6 +106,12 @@ def train_second_stage(
     """
     found_b, found_c = (retrieve(window, config, hide_seen=hide_seen) for window in (b, c))
     interest, pupils = train_interest(b, found_b, encoder, catalogue, config, device, notes)
+    many = min(found_b.height, found_c.height, config.max_ranker_rows) > 2 * FIRST_LOOK_ROWS
+    if interest is not None and many and config.keep_interest == "earned":
+        few = replace(config, max_ranker_rows=FIRST_LOOK_ROWS)
+        some_b, some_c = (training_rows(*seen, interest, catalogue, few) for seen in ((b, found_b), (c, found_c)))
+        if not earns_its_place(some_b, some_c, pupils, config, notes, first_look=True):
+            interest, pupils = None, NOBODY
     earlier = training_rows(b, found_b, interest, catalogue, config)
     later = training_rows(c, found_c, interest, catalogue, config)
     if interest is not None and not earns_its_place(earlier, later, pupils, config, notes):

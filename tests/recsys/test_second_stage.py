@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import recsys.second_stage as module
 from ranking.training_set import TrainingSet
 from recsys.catalogue import Catalogue
 from recsys.config import config_from_dict
@@ -15,7 +16,15 @@ from recsys.notes import Notes
 from recsys.pipeline import graded, open_window, to_events
 from recsys.ranker_lesson import earns_its_place, stacked, train_ranker, without_users
 from recsys.schema import validate
-from recsys.second_stage import LabelWindow, interest_groups, report_drift, retrieve, train_interest, training_rows
+from recsys.second_stage import (
+    LabelWindow,
+    interest_groups,
+    report_drift,
+    retrieve,
+    train_interest,
+    train_second_stage,
+    training_rows,
+)
 from recsys.splits import make_windows
 from recsys.synthetic import generate
 from recsys.towers import learn_towers, load_encoder
@@ -109,6 +118,41 @@ def test_the_interest_score_is_kept_where_the_later_window_is_better_with_it(con
     assert earns_its_place(earlier, later, pupils, config, notes) == informative
     assert ("kept" if informative else "left out") in notes.sentences[-1]
     assert earns_its_place(earlier, later, pupils, replace(config, keep_interest="always"), notes)
+
+
+def test_a_first_look_asks_for_better_lists_on_average_only(config):
+    earlier, later = (labelled(60, informative=True, seed=seed) for seed in (0, 1))
+    weak = [
+        replace(made, rows=made.rows.with_columns(interest_score=pl.col("interest_score") - 0.8 * pl.col("label")))
+        for made in (earlier, later)
+    ]
+    nobody, notes = np.zeros(0, dtype=np.int32), Notes(())
+    assert earns_its_place(*weak, nobody, config, notes, first_look=True)
+    assert not notes.sentences
+    assert not earns_its_place(*weak, nobody, config, notes)
+    assert "left out" in notes.sentences[-1]
+
+
+@pytest.mark.parametrize("keep", ["earned", "always"])
+def test_few_users_are_scored_where_a_first_look_finds_nothing(catalogue_and_window, config, monkeypatch, keep):
+    catalogue, window = catalogue_and_window
+    n_rows = retrieve(window, config, hide_seen=True).height
+    monkeypatch.setattr(module, "FIRST_LOOK_ROWS", n_rows // 3)
+    monkeypatch.setattr(module, "earns_its_place", lambda *arguments, first_look=False: not first_look)
+    scored = []
+
+    def noted(window, candidates, interest, catalogue, config):
+        made = training_rows(window, candidates, interest, catalogue, config)
+        if interest is not None:
+            scored.append(made.n_users)
+        return made
+
+    monkeypatch.setattr(module, "training_rows", noted)
+    encoder, kept = load_encoder(config, "cpu"), replace(config, keep_interest=keep)
+    second = train_second_stage(window, window, encoder, catalogue, kept, "cpu", Notes(()), hide_seen=True)
+    assert (second.interest is None) == (keep == "earned")
+    everybody = training_rows(window, retrieve(window, config, hide_seen=True), None, catalogue, config).n_users
+    assert scored == [everybody // 3] * 2 if keep == "earned" else [everybody] * 2
 
 
 def test_the_number_of_rows_is_bounded_by_leaving_out_users(catalogue_and_window, config):
