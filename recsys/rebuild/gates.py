@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from indexing.exact import ExactIndex
@@ -155,25 +154,18 @@ def freshest(
     if cut is None:
         return nothing
     held = fresh.filter(pl.col("timestamp") >= cut)
+    known = tables.interactions.filter(pl.col("timestamp") < cut)
     people = held.join(parent.events.select("user_id").unique(), on="user_id", how="semi")["user_id"].unique().sort()
-    if len(people) < gates.min_users or tables.interactions.filter(pl.col("timestamp") < cut).is_empty():
+    if known.is_empty() or len(people) < gates.min_users:
         return nothing
     people = people.sample(min(len(people), gates.holdout_users), seed=gates.seed).sort()
-    truth = held.join(people.to_frame("user_id"), on="user_id", how="semi")
-    bare = replace(parent, snapshot=replace(parent.snapshot))  # the sources that its lists take are not kept
-    theirs = _ndcg_of(bare, people, truth, config, gates)
-    del bare
     past = refresh(parent, tables, config, device=device, as_of=cast(datetime, cut), compared=new).fitted
-    ours = _ndcg_of(past, people, truth, config, gates)
+    truth = held.join(people.to_frame("user_id"), on="user_id", how="semi")
+    ours, theirs = (
+        ndcg(hit_matrix(lists_of(state, people, config, gates.k), truth, gates.k), gates.k) for state in (past, parent)
+    )
     _, low, _ = paired_bootstrap(ours, theirs, seed=gates.seed)
     return GateResult(name="freshest", value=low, limit=limit, passed=low >= -gates.margin)
-
-
-def _ndcg_of(
-    state: Fitted, people: pl.Series, truth: pl.DataFrame, config: RecommenderConfig, gates: GatesConfig
-) -> npt.NDArray[np.float64]:
-    """NDCG@k of each user, float64 (n_users,)."""
-    return ndcg(hit_matrix(lists_of(state, people, config, gates.k), truth, gates.k), gates.k)
 
 
 def golden(new: Fitted, lists: pl.DataFrame, gates: GatesConfig) -> GateResult:
