@@ -68,7 +68,7 @@ def _borders(values: npt.NDArray[np.float32], indptr: npt.NDArray[np.integer], k
 
 
 def keep_largest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
-    """The `k` largest entries of each row, columns ascending, float32."""
+    """The `k` largest entries of each row, columns ascending, float32; `matrix` may get its columns sorted in place."""
     if matrix.nnz <= ENTRIES_PER_BLOCK:
         return _keep_largest(matrix, k)
     per_block = max(1, ENTRIES_PER_BLOCK * matrix.shape[0] // matrix.nnz)
