@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format wheel bench bench-quick soak clean
+.PHONY: demo test check format wheel bench bench-stage1 bench-quick soak clean
 
 demo: $(READY)  ## fit both stages on real purchases, print the tables and three households' lists
 	$(BIN)/python examples/complete_journey.py
@@ -24,8 +24,11 @@ format: $(READY)
 wheel: $(READY)  ## build the wheel and import it where nothing else is installed
 	$(BIN)/python .ci/check_wheel.py
 
-bench: $(READY)  ## the tables of benchmarks/README.md; needs RECSYS_DATA, takes hours (each "no text" is a fit more)
+bench: $(READY)  ## every scenario; needs RECSYS_DATA, takes hours (each "no text" is a fit more), goes on where it was stopped
 	$(BIN)/python benchmarks/run_all.py
+
+bench-stage1: $(READY)  ## stage 1 alone against the frozen encoder, and on cold items; the same holds for it
+	$(BIN)/python benchmarks/run_all.py --stage1
 
 bench-quick: $(READY)  ## the two smallest scenarios, one fit each, under 15 minutes; needs RECSYS_DATA
 	$(BIN)/python benchmarks/run_all.py --quick
