@@ -14,9 +14,10 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 from safetensors.torch import load_file, save_file
-from scipy.sparse.linalg import svds
+from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 WORD_START = 0.7  # length of a word vector before training; a text vector has length 1
 TEXTS_PER_BLOCK = 8192
@@ -96,7 +97,7 @@ class ItemTower(nn.Module):
             made = cls(config, text_dim=text_dim, n_words=n_words, n_items=n_items)
         return made.to_empty(device="cpu")
 
-    def start(self, features: ItemFeatures, behaviour: sp.csr_matrix, *, seed: int) -> None:
+    def start(self, features: ItemFeatures, behaviour: sp.csr_matrix, *, seed: int, progress: bool = False) -> None:
         """Set the weights to what is known without training: text in the first half, behaviour in the second.
 
         Text starts as its principal components, words as random directions (so that their inner products resemble those
@@ -107,6 +108,7 @@ class ItemTower(nn.Module):
             features: of the items.
             behaviour: CSR (n_items, n_items), larger for items that are taken together.
             seed: of the random directions and the SVD's start.
+            progress: whether stderr shows how far the SVD is.
         """
         half = self.config.dim // 2
         rng = np.random.default_rng(seed)
@@ -119,7 +121,7 @@ class ItemTower(nn.Module):
             self.project.weight[: len(directions)] = torch.from_numpy(directions)
             if self.n_words:
                 self.words.weight[:, :half] = torch.from_numpy(signs)
-            factors = torch.from_numpy(factors_of(behaviour, half, seed=seed))
+            factors = torch.from_numpy(factors_of(behaviour, half, seed=seed, progress=progress))
             self.residuals.weight.zero_()
             self.residuals.weight[:, half : half + factors.shape[1]] = factors
 
@@ -226,7 +228,7 @@ def _principal(centered: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.floa
     return np.asarray(chosen * _signs(chosen), dtype=np.float32)
 
 
-def factors_of(behaviour: sp.csr_matrix, k: int, *, seed: int) -> npt.NDArray[np.float32]:
+def factors_of(behaviour: sp.csr_matrix, k: int, *, seed: int, progress: bool = False) -> npt.NDArray[np.float32]:
     """Left factors of a truncated SVD of the symmetric part, float32 (n, k'); rows no longer than 1.
 
     A row shorter than the median keeps its relative length: what is known about such an item is little.
@@ -236,7 +238,16 @@ def factors_of(behaviour: sp.csr_matrix, k: int, *, seed: int) -> npt.NDArray[np
     if k < 1 or behaviour.nnz == 0:
         return np.zeros((n, 0), dtype=np.float32)
     symmetric = (behaviour + behaviour.T).astype(np.float64)
-    left, values, _ = svds(symmetric, k=k, v0=np.random.default_rng(seed).standard_normal(n))
+    with tqdm(desc="factors", unit=" products", disable=not progress, mininterval=1.0) as bar:
+
+        def product(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            bar.update()
+            return np.asarray(symmetric @ vectors)
+
+        counted = LinearOperator(
+            (n, n), matvec=product, rmatvec=product, matmat=product, rmatmat=product, dtype=np.float64
+        )
+        left, values, _ = svds(counted, k=k, v0=np.random.default_rng(seed).standard_normal(n))
     order = np.argsort(-values)
     factors = left[:, order] * np.sqrt(np.maximum(values[order], 0.0))
     factors *= _signs(factors.T).T

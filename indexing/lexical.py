@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfTransformer
+from tqdm import tqdm
 
 from indexing.sparse import keep_largest, replace_rows, rows_of
 
@@ -98,12 +99,13 @@ def _token_lists(texts: Sequence[str]) -> pl.Series:
     return pl.Series(lists, dtype=pl.List(pl.String))
 
 
-def text_neighbours(texts: Sequence[str], config: LexicalConfig) -> sp.csr_matrix:
+def text_neighbours(texts: Sequence[str], config: LexicalConfig, *, progress: bool = False) -> sp.csr_matrix:
     """Cosine of TF-IDF vectors between distinct texts.
 
     Args:
         texts: distinct texts, n_texts.
         config: neighbours kept and the token filter.
+        progress: whether stderr shows a bar.
 
     Returns:
         float32 CSR (n_texts, n_texts), at most `n_neighbours` + 1 entries a row: a text is its own best neighbour.
@@ -112,7 +114,7 @@ def text_neighbours(texts: Sequence[str], config: LexicalConfig) -> sp.csr_matri
     vectors = _vectors(texts, config)
     transposed, n_texts = vectors.T.tocsr(), len(texts)
     blocks = [sp.csr_matrix((0, n_texts), dtype=np.float32)]
-    for rows in _blocks(np.arange(n_texts), n_texts):
+    for rows in tqdm(_blocks(np.arange(n_texts), n_texts), desc="compare texts", disable=not progress, mininterval=1.0):
         blocks.append(keep_largest((vectors[rows] @ transposed).tocsr(), config.n_neighbours + 1))
     return sp.csr_matrix(sp.vstack(blocks, format="csr"))
 

@@ -111,7 +111,7 @@ class TextLesson(Lesson):
         columns = together[:, known]
         totals = np.maximum(np.asarray(columns.sum(axis=1)).ravel(), 1e-12)
         self._shares = sp.csr_matrix(sp.diags_array(1.0 / totals) @ columns)
-        start = torch.from_numpy(factors_of(sp.csr_matrix(columns[known]), HEAD_DIM, seed=seed))
+        start = torch.from_numpy(factors_of(sp.csr_matrix(columns[known]), HEAD_DIM, seed=seed, progress=progress))
         noise = 1e-2 * torch.randn(len(known), HEAD_DIM, generator=generator) / HEAD_DIM**0.5
         self.behaviour = nn.Parameter(functional.pad(start, (0, HEAD_DIM - start.shape[1])) + noise)
         n_aside = min(MOST_VALIDATION_TEXTS, int(VALIDATION_SHARE * len(known)))

@@ -263,7 +263,7 @@ def _train(
         torch.manual_seed(config.seed)
         tower = ItemTower(config.item_tower, text_dim=encoder.dim, n_words=len(words), n_items=n_items)
         users = HistoryEncoder(config.history, item_dim=config.item_tower.dim, n_event_kinds=max(1, len(event_kinds)))
-    tower.start(features, behaviour, seed=config.seed)
+    tower.start(features, behaviour, seed=config.seed, progress=config.progress)
     tower.to(device), users.to(device)
     steps = train_towers(
         tower, users, histories, features, config.contrastive, training=config.training, device=device,
@@ -273,6 +273,10 @@ def _train(
     vectors, searchable = item_space(
         tower, features, catalogue.has_text | (counts >= config.item_tower.min_interactions)
     )
+    if like is None:
+        compared = text_neighbours(catalogue.texts, config.lexical, progress=config.progress)
+    else:
+        compared = like.text_neighbours
     return Towers(
         encoder=encoder,
         words=words,
@@ -283,7 +287,7 @@ def _train(
         item_vectors=vectors,
         searchable=searchable,
         index=configured_index(vectors, config, device),
-        text_neighbours=text_neighbours(catalogue.texts, config.lexical) if like is None else like.text_neighbours,
+        text_neighbours=compared,
         steps=steps,
     )
 

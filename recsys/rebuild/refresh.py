@@ -279,7 +279,7 @@ def _text_neighbours(read: Fitted, catalogue: Catalogue, config: RecommenderConf
     if np.array_equal(places, np.arange(old.shape[0])):
         return old
     if len(places) < MANY_TEXTS or changed > FEW_CHANGED * len(places):
-        return text_neighbours(catalogue.texts, config.lexical)
+        return text_neighbours(catalogue.texts, config.lexical, progress=config.progress)
     return renewed_neighbours(old, places, catalogue.texts, config.lexical)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -118,6 +119,14 @@ class TestFactors:
     @pytest.mark.parametrize("n", [0, 1, 2, 40])
     def test_of_nothing_have_no_columns(self, n):
         assert factors_of(sp.csr_matrix((n, n), dtype=np.float32), 8, seed=0).shape == (n, 0)
+
+    def test_count_their_products_where_that_is_asked_for(self, capfd):
+        quiet = factors_of(behaviour(), N_BLOCKS, seed=0)
+        assert not capfd.readouterr().err
+        np.testing.assert_array_equal(factors_of(behaviour(), N_BLOCKS, seed=0, progress=True), quiet)
+        out, err = capfd.readouterr()
+        assert re.search(r"factors: [1-9]\d* products", err)
+        assert not out
 
 
 class TestColdItems:

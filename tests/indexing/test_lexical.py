@@ -134,6 +134,14 @@ class TestTextNeighbours:
     def test_are_zero_where_every_token_is_too_common(self):
         assert text_neighbours(["same"] * 50, LexicalConfig(max_share=0.2)).nnz == 0
 
+    def test_show_progress_where_that_is_asked_for(self, capfd):
+        text_neighbours(CATALOGUE, LexicalConfig())
+        assert not capfd.readouterr().err
+        text_neighbours(CATALOGUE, LexicalConfig(), progress=True)
+        out, err = capfd.readouterr()
+        assert "compare texts: 100%" in err
+        assert not out
+
 
 class TestLexicalNeighbours:
     neighbours = sp.csr_matrix(np.array([[1.0, 0.5], [0.5, 1.0]], dtype=np.float32))
