@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ranking.boosting import grow
 from ranking.model_names import check_model, model_names
 
 FloatArray = npt.NDArray[np.float64]
@@ -171,32 +172,30 @@ class ProbabilityHead:
         """How logits become probabilities: "isotonic" or "platt"."""
         return self._calibrated().method
 
-    def fit(self, train: pl.DataFrame, validation: pl.DataFrame, features: list[str]) -> Self:
+    def fit(
+        self, train: pl.DataFrame, validation: pl.DataFrame, features: list[str], *, progress: bool = False
+    ) -> Self:
         """Learn the order of the rows, and probabilities that still await `calibrate`.
 
         Args:
             train: `label` (0 or 1), `weight` (above 0) and the features.
             validation: the same of other users, for early stopping.
             features: names of the columns to read.
+            progress: whether stderr shows a bar.
 
         Raises:
             ValueError: no features or one missing, a label that is not 0 or 1, a weight that is not above 0, or only
                 one of the two labels to learn from.
         """
-        import lightgbm as lgb
-
         for rows in (train, validation):
             _check_rows(rows, features)
         _check_labels(train)
         self.features = list(features)
         learnt = self._dataset(train)
-        self._booster = lgb.train(
-            self._parameters(),
-            learnt,
-            self.config.n_trees,
-            valid_sets=[self._dataset(validation, reference=learnt)],
-            callbacks=[lgb.early_stopping(self.config.early_stopping, verbose=False)],
-        )
+        self._booster = grow(
+            self._parameters(), learnt, self.config.n_trees, validation=self._dataset(validation, reference=learnt),
+            early_stopping=self.config.early_stopping, name="fit probabilities", progress=progress,
+        )  # fmt: skip
         self._calibration = None
         return self
 

@@ -5,6 +5,7 @@ Owns group sizes, guards on labels, and the model file. Which rows are trained o
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ranking.boosting import grow
 from ranking.features import Columns
 from ranking.model_names import check_model, model_names
 
@@ -71,7 +73,13 @@ class Ranker:
         self._boosters: list[Any] = []
 
     def fit(
-        self, train: pl.DataFrame, validation: pl.DataFrame | None, features: list[str], *, n_trees: int | None = None
+        self,
+        train: pl.DataFrame,
+        validation: pl.DataFrame | None,
+        features: list[str],
+        *,
+        n_trees: int | None = None,
+        progress: bool = False,
     ) -> Self:
         """Train on labelled groups.
 
@@ -80,6 +88,7 @@ class Ranker:
             validation: the same of other users or of a later window, to stop early by; without it all trees are grown.
             features: names of the columns to read.
             n_trees: how many at most, the configured number by default.
+            progress: whether stderr shows a bar.
 
         Raises:
             ValueError: no features, a feature column that is missing, no rows, a label that is null, NaN, negative,
@@ -91,8 +100,8 @@ class Ranker:
             check_groups(rows)
             _check_columns(rows, features)
         self.features = list(features)
-        seeds = range(self.seed, self.seed + self.config.n_seeds)
-        self._boosters = [self._grow(train, validation, n_trees or self.config.n_trees, seed) for seed in seeds]
+        grown = partial(self._grow, train, validation, n_trees or self.config.n_trees, progress=progress)
+        self._boosters = [grown(seed) for seed in range(self.seed, self.seed + self.config.n_seeds)]
         if np.ptp(self.predict(train)) == 0.0:
             self._boosters = []
             raise RuntimeError(
@@ -158,17 +167,16 @@ class Ranker:
             raise RuntimeError("ranker: not fitted; call fit or load first")
         return self._boosters
 
-    def _grow(self, train: pl.DataFrame, validation: pl.DataFrame | None, n_trees: int, seed: int) -> Any:
+    def _grow(
+        self, train: pl.DataFrame, validation: pl.DataFrame | None, n_trees: int, seed: int, *, progress: bool
+    ) -> Any:
         """One model."""
-        import lightgbm as lgb
-
-        dataset = self._dataset(train)
-        callbacks: list[Any] = []
-        valid_sets: list[Any] = []
-        if validation is not None:
-            valid_sets = [self._dataset(validation, reference=dataset)]
-            callbacks = [lgb.early_stopping(self.config.early_stopping, verbose=False)]
-        return lgb.train(self._parameters(seed), dataset, n_trees, valid_sets=valid_sets, callbacks=callbacks)
+        learnt = self._dataset(train)
+        stops = None if validation is None else self._dataset(validation, reference=learnt)
+        return grow(
+            self._parameters(seed), learnt, n_trees, validation=stops, early_stopping=self.config.early_stopping,
+            name="fit ranker", progress=progress,
+        )  # fmt: skip
 
     def _mean(self, rows: pl.DataFrame | Columns, **asked: bool) -> npt.NDArray[np.float64]:
         """What the models predict, on average."""

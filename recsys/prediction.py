@@ -327,7 +327,7 @@ def _enough(stages: Mapping[str, pl.DataFrame], event: str, notes: Notes) -> boo
 
 def _learn_head(stages: Mapping[str, pl.DataFrame], features: list[str], config: RecommenderConfig) -> ProbabilityHead:
     head = ProbabilityHead(config.heads, seed=config.seed)
-    head.fit(stages["training"], stages["validation"], features)
+    head.fit(stages["training"], stages["validation"], features, progress=config.progress)
     return head.calibrate(stages["calibration"])
 
 

@@ -57,11 +57,11 @@ def train_ranker(
     names = feature_names(later.rows, exclude=("user_row", "item_row", "label"))
     report_telling(later.rows, names, config.seed, notes, what=what)
     try:
-        ranker = Ranker(config.ranker, seed=config.seed).fit(train, validation, names)
+        ranker = Ranker(config.ranker, seed=config.seed).fit(train, validation, names, progress=config.progress)
         if not beats_blend(ranker, validation, config.seed, notes, what=what):
             return None
         return Ranker(config.ranker, seed=config.seed).fit(
-            stacked(train, validation), None, names, n_trees=ranker.n_trees
+            stacked(train, validation), None, names, n_trees=ranker.n_trees, progress=config.progress
         )
     except RuntimeError as error:
         notes.add(f"{error}; lists follow the blend of stage 1.", level=logging.WARNING)
@@ -112,7 +112,8 @@ def _ndcg_learnt(rows: pl.DataFrame, held_out: pl.DataFrame, config: Recommender
     """ndcg@10 of each held-out user by a ranker learnt from the rows, or by the blend where they teach nothing."""
     names = feature_names(rows, exclude=("user_row", "item_row", "label"))
     try:
-        score = pl.Series(Ranker(config.ranker, seed=config.seed).fit(rows, held_out, names).predict(held_out))
+        ranker = Ranker(config.ranker, seed=config.seed).fit(rows, held_out, names, progress=config.progress)
+        score = pl.Series(ranker.predict(held_out))
     except RuntimeError:
         score = held_out["stage1_score"]
     return ndcg_of(held_out.with_columns(score=score))
