@@ -34,7 +34,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 _CONFIG_FILE = "encoder.json"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHARACTERS_PER_TOKEN = 8
-_BLOCK = 16_384  # texts tokenised, sorted and cached at once: bounds memory, and a crash loses no more than this
+_BLOCK = 16_384  # texts tokenised and sorted at once: bounds memory
+_KEPT = 512  # texts that a CPU encodes between two writes to the cache: a run that is stopped loses seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,8 +293,9 @@ class BiEncoder:
         first: dict[str, int] = {}
         source = np.fromiter((first.setdefault(text, row) for row, text in enumerate(texts)), np.intp, len(texts))
         distinct = sorted(first, key=lambda text: (-len(text), text))
-        for start in range(0, len(distinct), _BLOCK):
-            block = distinct[start : start + _BLOCK]
+        size = _KEPT if cache is not None and self._is_on_cpu() else _BLOCK
+        for start in range(0, len(distinct), size):
+            block = distinct[start : start + size]
             rows = [first[text] for text in block]
             bar.update(0 if cache is None else sum(text in cache for text in block))
             embed = partial(self._embed, bar=bar)
@@ -327,8 +329,10 @@ class BiEncoder:
         return {name: weight.detach().to(torch.bfloat16) for name, weight in named}
 
     def _batch_tokens(self) -> int:
-        on_cpu = torch.device(self.device).type == "cpu"
-        return self.config.batch_tokens or (1024 if on_cpu else 65_536)
+        return self.config.batch_tokens or (1024 if self._is_on_cpu() else 65_536)
+
+    def _is_on_cpu(self) -> bool:
+        return torch.device(self.device).type == "cpu"
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         cut = {"truncation": True, "max_length": self.config.max_tokens}

@@ -128,7 +128,13 @@ class BundleLocked(BundleError):
 
 
 class PublishRefused(BundleError):
-    """A gate refused the new bundle; the current one is untouched."""
+    """A gate refused the new bundle; the current one is untouched.
+
+    Attributes:
+        result: of a run whose gates refused what it built, the `RebuildResult`; else None.
+    """
+
+    result: Any = None
 
 
 def _how_many(count: int, total: int | None) -> str:

@@ -24,7 +24,7 @@ from ranking.interest import InterestModel
 from ranking.ranker import Ranker
 from recsys.catalogue import Catalogue, user_numbers
 from recsys.config import RecommenderConfig, config_from_dict
-from recsys.errors import BundleIncompatible, InvalidConfig
+from recsys.errors import BundleCorrupt, BundleIncompatible, InvalidConfig
 from recsys.prediction import Probabilities
 from recsys.snapshot import Snapshot, Timelines
 from recsys.towers import Towers
@@ -125,9 +125,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     """The small facts of a fit, its configuration among them.
 
     Raises:
+        BundleCorrupt: there are none, so no recommender was saved there.
         BundleIncompatible: the configuration has a setting, or a value of one, that this version does not know.
     """
-    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleCorrupt(f"{folder} holds no {STATE}, so it is no saved recommender.") from error
     try:
         config_from_dict(state["config"])
     except InvalidConfig as error:

@@ -1,13 +1,14 @@
-"""An Airflow DAG around the nightly rebuild; put it into the DAGs folder.
+"""An Airflow 3 DAG around the nightly rebuild; put it into the DAGs folder.
 
-Exit codes (docs/store.md): 75, another run is at work, counts as skipped. Airflow repeats every other failure; what a
-refused gate (3) or bad data (65) repeats publishes nothing.
+In Airflow 2 DAG comes from `airflow` and BashOperator from `airflow.operators.bash`. Exit codes (docs/rebuild.md): 75,
+another run is at work, counts as skipped. Airflow repeats every other failure; what a refused gate (3) or bad data (65)
+repeats publishes nothing.
 """
 
 from datetime import datetime, timedelta
 
-from airflow import DAG
-from airflow.operators.bash import BashOperator
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG
 
 with DAG(
     dag_id="recsys_rebuild",
@@ -24,4 +25,5 @@ with DAG(
             "--interactions /data/interactions --items /data/items.parquet --json"
         ),
         skip_on_exit_code=75,
+        do_xcom_push=False,
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from recsys.cli import read_ids
 from recsys.cli import run as run_command
-from recsys.errors import InvalidConfig
+from recsys.errors import InvalidConfig, PublishRefused
 
 if TYPE_CHECKING:
     from recsys.rebuild.job import RebuildConfig
@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--progress", action="store_true", help="bars on stderr")
     init = _command(commands, "init", _init, "make a saved model the first version")
     init.add_argument("--model", metavar="FOLDER", required=True, help="what recsys fit or Recommender.save wrote")
+    init.add_argument(
+        "--replace", action="store_true", help="also where the store has a live version; no gate compares"
+    )
     _command(commands, "status", _status, "what is live")
     verify = _command(commands, "verify", _verify, "check every byte of a version")
     verify.add_argument("--version", metavar="VERSION", help="by default the live one")
@@ -82,14 +85,24 @@ def _run(arguments: argparse.Namespace) -> int:
     from recsys.rebuild.job import run, write_metrics
     from recsys.rebuild.object_store import open_store
 
-    result = run(
-        open_store(arguments.store), arguments.interactions, arguments.items, arguments.users,
-        now=datetime.now(UTC), as_of=_moment(arguments.as_of), config=config, force=arguments.force,
-    )  # fmt: skip
-    if arguments.metrics is not None:
-        write_metrics(result, Path(arguments.metrics), now=datetime.now(UTC))
-    encoded = result.counts["encoded"]
-    _say(arguments, result.to_dict(), f"{result.outcome}: {result.version}, {encoded:,} texts encoded")
+    metrics = None if arguments.metrics is None else Path(arguments.metrics)
+    if metrics is not None and not metrics.absolute().parent.is_dir():
+        raise InvalidConfig(f"--metrics {metrics}: there is no folder {metrics.parent}; make it first")
+    refused = None
+    try:
+        result = run(
+            open_store(arguments.store), arguments.interactions, arguments.items, arguments.users,
+            now=datetime.now(UTC), as_of=_moment(arguments.as_of), config=config, force=arguments.force,
+        )  # fmt: skip
+    except PublishRefused as error:
+        if error.result is None:
+            raise
+        result, refused = error.result, error
+    _say(arguments, result.to_dict(), f"{result.outcome}: {result.version}, {result.counts['encoded']:,} texts encoded")
+    if metrics is not None:
+        write_metrics(result, metrics, now=datetime.now(UTC))
+    if refused is not None:
+        raise refused
     return arguments.noop_exit_code if result.outcome == "unchanged" else 0
 
 
@@ -97,7 +110,8 @@ def _init(arguments: argparse.Namespace) -> int:
     from recsys.rebuild.job import init
     from recsys.rebuild.object_store import create_store
 
-    current = init(create_store(arguments.store), Path(arguments.model), now=datetime.now(UTC))
+    store = create_store(arguments.store)
+    current = init(store, Path(arguments.model), now=datetime.now(UTC), replace=arguments.replace)
     _say(arguments, asdict(current), f"live: {current.version}")
     return 0
 
@@ -107,9 +121,11 @@ def _status(arguments: argparse.Namespace) -> int:
 
     store = open_store(arguments.store)
     current = store.current()
-    found = {"current": None if current is None else asdict(current), "versions": store.versions()}
+    versions, refused = store.versions(), store.refused()
+    found = {"current": None if current is None else asdict(current), "versions": versions, "refused": refused}
     live = "nothing is live" if current is None else f"live: {current.version} since {current.promoted_at}"
-    _say(arguments, found, f"{live}; versions: {', '.join(store.versions()) or 'none'}")
+    named = [f"{version} (refused)" if version in refused else version for version in versions]
+    _say(arguments, found, f"{live}; versions: {', '.join(named) or 'none'}")
     return 0
 
 

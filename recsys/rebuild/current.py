@@ -76,7 +76,8 @@ def following(
         seq=1 + max(highest, 0 if base is None else base.seq),
         version=version,
         manifest_sha256=hashlib.sha256(raw_manifest).hexdigest(),
-        previous=None if base is None else base.version,
+        # Going to what is live already must not lose the way back from it.
+        previous=None if base is None else base.previous if base.version == version else base.version,
         promoted_at=utc(at, "promoted_at").isoformat(),
         run_id=check_run_id(run_id),
         reason=reason[:MAX_REASON],
@@ -103,6 +104,21 @@ def superfluous(ordered: Sequence[str], current: Current | None, keep: int, pinn
     if current is not None:
         kept |= {current.version, current.previous or current.version}
     return [version for version in ordered if version not in kept]
+
+
+def was_refused(version: str, manifest: Manifest, promotions: Mapping[int, str]) -> bool:
+    """Whether a gate kept a version from being live, and it never was."""
+    return version not in promotions.values() and not all(gate["passed"] for gate in manifest.metadata.get("gates", ()))
+
+
+def check_was_good(version: str, manifest: Manifest, promotions: Mapping[int, str]) -> None:
+    """PublishRefused where a gate kept the version from being live, and it never was."""
+    if was_refused(version, manifest, promotions):
+        failed = ", ".join(str(gate["name"]) for gate in manifest.metadata["gates"] if not gate["passed"])
+        raise PublishRefused(
+            f"version {version} never was live: its gates refused it ({failed}). Choose another, or run again with "
+            "other limits in [gates]."
+        )
 
 
 def content_hash_of(manifest: Manifest) -> str:

@@ -5,11 +5,17 @@ Owns the comparison. What is said about the tables or about the version that lac
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 from recsys.candidates import candidate_columns
 from recsys.config import RecommenderConfig
 from recsys.errors import BundleCorrupt, InvalidData
 from recsys.fitted import Fitted
 from recsys.snapshot import gather_people
+
+if TYPE_CHECKING:
+    from recsys.recommender import Recommender
 
 INTEREST = ("interest_score", "interest_rank")
 
@@ -22,6 +28,22 @@ def check_features(fitted: Fitted, config: RecommenderConfig) -> None:
     """
     if lack := lacking(fitted, config):
         raise BundleCorrupt(f"the version's {lack}, which its rows do not have; roll it back, or fit again.")
+
+
+def check_answers(recommender: Recommender, name: str) -> None:
+    """Refuse a recommender whose models lack a feature, or that has no finite scores for somebody it knows.
+
+    Args:
+        recommender: as loaded.
+        name: of its version, for the message.
+
+    Raises:
+        BundleCorrupt: what is wrong.
+    """
+    check_features(recommender._state, recommender.config)
+    lists = recommender.recommend(recommender.users.head(2), 1, filter_seen=False)
+    if lists.height == 0 or not all(math.isfinite(score) for score in lists["score"]):
+        raise BundleCorrupt(f"{name} loads but gives no list; keep what is served.")
 
 
 def check_refreshed(made: Fitted, parent: Fitted, config: RecommenderConfig) -> None:

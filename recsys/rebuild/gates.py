@@ -222,19 +222,16 @@ def lists_of(state: Fitted, users: pl.Series, config: RecommenderConfig, k: int)
     )
 
 
-def refuse_failed(results: Sequence[GateResult], version: str) -> None:
-    """Nothing where all passed.
-
-    Raises:
-        PublishRefused: which gates failed, with value and limit.
-    """
+def refusal(results: Sequence[GateResult], version: str) -> PublishRefused | None:
+    """Which gates failed, with value and limit, as an error to raise; None where all passed."""
     failed = [result for result in results if not result.passed]
-    if failed:
-        said = "; ".join(f"gate {one.name}: {one.value} is not {one.limit}" for one in failed)
-        raise PublishRefused(
-            f"version {version} was built and kept but is not live. {said}. "
-            "Look at the tables, or set other limits in [gates] with --config."
-        )
+    if not failed:
+        return None
+    said = "; ".join(f"gate {one.name}: {one.value} is not {one.limit}" for one in failed)
+    return PublishRefused(
+        f"version {version} was built and kept but is not live. {said}. "
+        "Look at the tables, or set other limits in [gates] with --config."
+    )
 
 
 def to_json(results: Sequence[GateResult]) -> list[dict[str, Any]]:

@@ -24,9 +24,10 @@ from indexing.embedding_cache import EmbeddingCache
 from recsys.bundle import Manifest, open_bundle, replace_file, seal_bundle
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.device import resolve_device
-from recsys.errors import BundleCorrupt, BundleLocked, BundleNotFound, InvalidData
+from recsys.errors import BundleCorrupt, BundleLocked, BundleNotFound, InvalidConfig, InvalidData, PublishRefused
 from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
-from recsys.rebuild.current import Current, utc
+from recsys.rebuild.current import Current, check_contents, utc
+from recsys.rebuild.features import check_answers
 from recsys.rebuild.gates import (
     GateResult,
     GatesConfig,
@@ -34,7 +35,7 @@ from recsys.rebuild.gates import (
     golden_lists,
     golden_users,
     judge,
-    refuse_failed,
+    refusal,
     reopened,
     to_json,
 )
@@ -42,11 +43,14 @@ from recsys.rebuild.object_store import ObjectStore
 from recsys.rebuild.refresh import Counts, as_json, check_parts, refresh
 from recsys.rebuild.reopen import lists_from, reader_process
 from recsys.rebuild.store import Store
+from recsys.recommender import Recommender
 from recsys.schema import Table, Tables, validate
 from recsys.splits import end_of
 
 FEW_IN_FUTURE = 10  # or this share of the interactions: a wrong clock somewhere; more is a wrong time zone or unit
 FUTURE_SHARE = 0.01
+STANDING = ("items", "texts", "users", "interactions", "late")  # counts of what a version holds, not of what was done
+LAST_SUCCESS = "recsys_rebuild_last_success_timestamp_seconds"
 AnyStore = Store | ObjectStore
 
 
@@ -68,17 +72,21 @@ class RebuildConfig:
     lock_wait: float = 0.0
     progress: bool = False
 
+    def __post_init__(self) -> None:
+        if self.keep < 0 or not 0.0 <= self.lock_wait < float("inf"):
+            raise InvalidConfig(f"keep={self.keep} and lock_wait={self.lock_wait} must be 0 or more, and finite")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RebuildResult:
     """What a run did.
 
     Attributes:
-        outcome: "promoted", or "unchanged" where the live version was made from the same inputs.
-        version: what is live now.
+        outcome: "promoted", "unchanged" where the live version was made from the same inputs, or "refused".
+        version: what is live now; of a run that was refused, what it built.
         run_id: names the step log.
-        counts: see `Counts`; zeros where nothing was done.
-        gates: results by gate.
+        counts: see `Counts`; of an unchanged version what it holds, and zeros for what was not done.
+        gates: results by gate; of an unchanged version those that it passed.
         seconds: wall time by step.
         pruned: versions removed.
     """
@@ -112,13 +120,27 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def init(store: AnyStore, model: Path, *, now: datetime) -> Current:
-    """Make a folder that `Recommender.save` wrote the live version.
+def init(store: AnyStore, model: Path, *, now: datetime, replace: bool = False) -> Current:
+    """Make a folder that `Recommender.save` wrote the live version, once it has opened and answered.
+
+    Args:
+        store: without a live version.
+        model: the folder.
+        now: aware, for the record of the promotion.
+        replace: whether the store may have one, which this model then follows. No gate compares the two.
 
     Raises:
-        BundleNotFound, BundleCorrupt, BundleIncompatible: the folder is no sound save.
+        BundleNotFound, BundleCorrupt, BundleIncompatible: the folder is no sound save, or does not answer.
+        PublishRefused: something is live, and `replace` is not set.
     """
+    if (current := store.current()) is not None and not replace:
+        raise PublishRefused(
+            f"{store.root} has a live version, {current.version}. recsys-rebuild run brings it up to date; init "
+            "--replace puts another model in its place without comparing them, and rollback takes that back."
+        )
     manifest = open_bundle(model)
+    check_contents(manifest.files, model)
+    _check_opens(model, manifest)
     run_id = f"init-{hashlib.sha256(json.dumps(asdict(manifest), sort_keys=True).encode()).hexdigest()[:16]}"
     with store.lock(run_id):
         staging = _emptied(store.stage(run_id))
@@ -166,27 +188,33 @@ def run(
     settings = config_from_dict({**state["config"], "progress": config.progress})
     with clock.step("read"):
         tables = validate(interactions, items, users, unknown_items=settings.unknown_items)
-        as_of = as_of or before_future(tables.interactions, utc(now, "now"))
+        now = utc(now, "now")
+        as_of = before_future(tables.interactions, now) if as_of is None else utc(as_of, "as_of")
         inputs = fingerprint(tables, as_of)
-    run_id = f"run-{hashlib.sha256(f'{inputs} {current.version}'.encode()).hexdigest()[:16]}"
+    run_id = f"run-{hashlib.sha256(f'{inputs} {current.version} {config.gates}'.encode()).hexdigest()[:16]}"
     if not force and _needless(store, current, manifest, inputs):
-        return _unchanged(store, current, run_id, config, clock)
+        return _unchanged(store, current, manifest, run_id, config, clock)
     with store.lock(run_id, wait=config.lock_wait):
         if store.current() != current:
             raise BundleLocked(f"{store.root} got another live version while this run read its tables; run it again.")
         version, counts, results = _build(
             store, run_id, folder, state, settings, tables, inputs, current, manifest, as_of, config, device, clock
         )
-        refuse_failed(results, version)
-        with clock.step("promote"):
-            promoted = store.promote(version, run_id=run_id, reason="rebuild", promoted_at=now)
-            store.append_step(run_id, "promote", version=version, seq=promoted.seq)
+        refused = refusal(results, version)
+        if refused is None:
+            with clock.step("promote"):
+                promoted = store.promote(version, run_id=run_id, reason="rebuild", promoted_at=now)
+                store.append_step(run_id, "promote", version=version, seq=promoted.seq)
         with clock.step("prune"):
-            pruned = store.prune(keep=config.keep)
-    return RebuildResult(
-        outcome="promoted", version=version, run_id=run_id, counts=counts, gates=tuple(results),
-        seconds=clock.seconds, pruned=tuple(pruned),
+            pruned = store.prune(keep=config.keep, pinned=[version])
+    result = RebuildResult(
+        outcome="promoted" if refused is None else "refused", version=version, run_id=run_id, counts=counts,
+        gates=tuple(results), seconds=clock.seconds, pruned=tuple(pruned),
     )  # fmt: skip
+    if refused is not None:
+        refused.result = result
+        raise refused
+    return result
 
 
 def before_future(interactions: pl.DataFrame, now: datetime) -> datetime | None:
@@ -226,15 +254,19 @@ def _needless(store: AnyStore, current: Current, manifest: Manifest, inputs: str
         return False
 
 
-def _unchanged(store: AnyStore, current: Current, run_id: str, config: RebuildConfig, clock: Clock) -> RebuildResult:
+def _unchanged(
+    store: AnyStore, current: Current, manifest: Manifest, run_id: str, config: RebuildConfig, clock: Clock
+) -> RebuildResult:
     """Nothing is built; what a run that died while it pruned has left goes now, unless another writer is at work."""
     pruned: list[str] = []
     with clock.step("prune"), suppress(BundleLocked), store.lock(run_id):
         pruned = store.prune(keep=config.keep)
-    nothing = dict.fromkeys(Counts.__dataclass_fields__, 0)
+    facts = manifest.metadata
+    known = facts.get("counts", {name: facts.get(name, 0) for name in ("items", "interactions")})
+    counts = {name: known.get(name, 0) if name in STANDING else 0 for name in Counts.__dataclass_fields__}
     return RebuildResult(
-        outcome="unchanged", version=current.version, run_id=run_id, counts=nothing, gates=(),
-        seconds=clock.seconds, pruned=tuple(pruned),
+        outcome="unchanged", version=current.version, run_id=run_id, counts=counts,
+        gates=tuple(from_json(facts.get("gates", []))), seconds=clock.seconds, pruned=tuple(pruned),
     )  # fmt: skip
 
 
@@ -254,10 +286,9 @@ def _build(
     clock: Clock,
 ) -> tuple[str, Mapping[str, int], list[GateResult]]:
     """Publish a version, not live yet; one that this run published before it was interrupted is taken as it is."""
-    done = store.published(run_id)
+    done = _done(store, run_id)
     if done is not None:
-        metadata = store.verify(done).metadata
-        return done, metadata["counts"], from_json(metadata["gates"])
+        return done
     with ThreadPoolExecutor(1) as pool, reader_process() as reader:
         with clock.step("load"):
             parent = _parent(folder, state, settings, device, manifest.metadata.get("encoder"))
@@ -280,14 +311,35 @@ def _build(
             results = judge(made.fitted, parent, lists, tables, settings, limits, device)
         with clock.step("reopen"):
             results.append(reopened(lists, asked, people))
+        store.append_step(run_id, "gates", results=to_json(results))
     with clock.step("publish"):
         stamp = datetime.fromtimestamp(made.fitted.as_of, UTC)
         version = store.publish(run_id, {**metadata, "gates": to_json(results)}, as_of_stamp=stamp)
     return version, counts, results
 
 
+def _done(store: AnyStore, run_id: str) -> tuple[str, Mapping[str, int], list[GateResult]] | None:
+    """What this run has judged and published; None where that is to be made, or has been damaged since."""
+    version = store.published(run_id)
+    judged = [entry["results"] for entry in store.steps(run_id) if entry["step"] == "gates"]
+    if version is None or not judged:
+        return None
+    try:
+        return version, store.verify(version).metadata["counts"], from_json(judged[-1])
+    except BundleCorrupt:
+        return None
+
+
+def _check_opens(model: Path, manifest: Manifest) -> None:
+    """Refuse a sealed folder that is no whole recommender, or one that does not answer."""
+    state = read_state(model)
+    settings = config_from_dict({**state["config"], "progress": False})
+    fitted = _parent(model, state, settings, resolve_device("auto"), manifest.metadata.get("encoder"))
+    check_answers(Recommender.of(fitted, settings), str(model))
+
+
 def _parent(folder: Path, state: dict[str, Any], settings: RecommenderConfig, device: str, encoder: object) -> Fitted:
-    """The live version; it was verified, so what does not open was written so."""
+    """A version that was verified, so what does not open was written so."""
     from lightgbm.basic import LightGBMError
     from safetensors import SafetensorError
 
@@ -295,7 +347,7 @@ def _parent(folder: Path, state: dict[str, Any], settings: RecommenderConfig, de
     try:
         parent = read_fitted(folder, state, settings, device)
     except (ValueError, LookupError, TypeError, RuntimeError, *readers) as error:
-        raise BundleCorrupt(f"{folder} is as it was written, but does not open: {error}; roll it back.") from error
+        raise BundleCorrupt(f"{folder} is as it was written, but does not open: {error}; use another.") from error
     check_parts(parent, encoder)
     return parent
 
@@ -328,8 +380,14 @@ def fingerprint(tables: Tables, as_of: datetime | None) -> str:
 
 
 def write_metrics(result: RebuildResult, path: Path, *, now: datetime) -> None:
-    """Write the run's figures as a Prometheus text file, whole, for a node exporter's folder."""
-    lines = [f"recsys_rebuild_last_success_timestamp_seconds {now.timestamp():.0f}"]
+    """Write the run's figures as a Prometheus text file, whole, for a node exporter's folder.
+
+    A run that was refused is no success: the moment of the last one stays as the file says.
+    """
+    lines = [f"{LAST_SUCCESS} {now.timestamp():.0f}"]
+    if result.outcome == "refused":
+        before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = [line for line in before if line.startswith(LAST_SUCCESS)]
     lines += [f"recsys_rebuild_promoted {int(result.outcome == 'promoted')}"]
     lines += [f'recsys_rebuild_count{{what="{name}"}} {value}' for name, value in result.counts.items()]
     lines += [f'recsys_rebuild_seconds{{step="{name}"}} {value:.6f}' for name, value in result.seconds.items()]

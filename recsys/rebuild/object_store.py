@@ -22,26 +22,32 @@ from typing import Any
 from recsys.bundle import MANIFEST, REMEDY, Manifest, open_bundle, parse_manifest, replace_file, sync
 from recsys.errors import (
     BundleCorrupt,
+    BundleError,
     BundleIncompatible,
     BundleLocked,
     BundleNotFound,
     PublishRefused,
 )
 from recsys.rebuild.current import (
+    REPAIR,
     STORE_FORMAT,
     VERSION,
     Current,
     check_contents,
     check_run_id,
     check_version,
+    check_was_good,
     content_hash_of,
     following,
     order,
     superfluous,
+    was_refused,
 )
+from recsys.rebuild.locks import writer_lock
 from recsys.rebuild.remote import Conflict, Remote
 from recsys.rebuild.store import Store
 
+PULL_WAIT = 600.0  # seconds: whoever holds that lock reads one version and renames a folder
 Tag = dict[str, str] | None
 
 
@@ -122,6 +128,11 @@ class ObjectStore:
         """The complete versions, ordered as in `Store.versions`."""
         return order(self._manifests(), self._promotions())
 
+    def refused(self) -> list[str]:
+        """See `Store.refused`."""
+        found, promotions = ((version, self._manifest(version)[0]) for version in self.versions()), self._promotions()
+        return [version for version, manifest in found if was_refused(version, manifest, promotions)]
+
     def bundle(self, version: str) -> Path:
         """Local folder of a version, downloaded where it is not there."""
         return self.pull(version, self.root / "bundles")
@@ -165,10 +176,13 @@ class ObjectStore:
 
     @contextmanager
     def reading(self, version: str) -> Iterator[Path]:
-        """Hold the local copy of a version, downloaded where it is not there."""
+        """Hold the local copy of a version, downloaded where it is not there; when this ends, old copies go."""
         self.bundle(version)
-        with self._local.reading(version) as folder:
-            yield folder
+        try:
+            with self._local.reading(version) as folder:
+                yield folder
+        finally:
+            self._drop_old_copies()
 
     def stage(self, run_id: str) -> Path:
         """See `Store.stage`."""
@@ -198,7 +212,10 @@ class ObjectStore:
                 with suppress(Conflict):
                     self._remote.put_if(f"bundles/{version}/{MANIFEST}", (folder / MANIFEST).read_bytes(), None)
             # Somebody else may have published the same files under this name with other metadata: theirs is the one.
-            replace_file(folder / MANIFEST, self._manifest(version)[1])
+            # An equal manifest stays the same file, by which readers hold the version.
+            raw = self._manifest(version)[1]
+            if (folder / MANIFEST).read_bytes() != raw:
+                replace_file(folder / MANIFEST, raw)
             open_bundle(folder)
             return version
 
@@ -227,7 +244,7 @@ class ObjectStore:
             to = to or (None if current is None else current.previous)
             if to is None:
                 raise BundleNotFound(f"{self.url} has no earlier version to go back to; name one with --to.")
-            self.verify(to)
+            check_was_good(to, self.verify(to), self._promotions())
             left = "a damaged CURRENT" if current is None else current.version
             return self._commit(current, tag, to, run_id, f"rollback from {left}", promoted_at)
 
@@ -242,6 +259,8 @@ class ObjectStore:
             if current is None:
                 return []
             self._local.prune(keep=keep, pinned=[*pinned, current.version, current.previous or current.version])
+            if current.version not in stamps:
+                raise BundleNotFound(f"{self.url} has no object of {current.version}, which is live; {REPAIR}.")
             live_since = stamps[current.version]
             spared = {version for version, stamp in stamps.items() if stamp > live_since - grace}
             complete = self._manifests()
@@ -266,20 +285,21 @@ class ObjectStore:
             return target
         self._check_names(version, manifest)
         folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f".{version}.{secrets.token_hex(4)}"
+        beside = self._local.stage(f"pull-{version}.{secrets.token_hex(4)}")
         try:
             for name, seal in manifest.files.items():
                 (beside / name).parent.mkdir(parents=True, exist_ok=True)
                 self._remote.fetch(f"bundles/{version}/{name}", seal, beside / name)
             (beside / MANIFEST).write_bytes(raw)
             open_bundle(beside)
-            shutil.rmtree(target, ignore_errors=True)
-            with suppress(OSError):  # Another process may have put it there in this moment.
-                beside.rename(target)
-            open_bundle(target)
+            # Another process that pulls the same may be done: what it reads already must not be exchanged under it.
+            with writer_lock(self.root / "PULL", beside.name, PULL_WAIT):
+                if not _whole(target, raw):
+                    shutil.rmtree(target, ignore_errors=True)
+                    beside.rename(target)
+                    sync(folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-        sync(folder)
         return target
 
     @contextmanager
@@ -289,6 +309,13 @@ class ObjectStore:
         else:
             with self.lock(run_id):
                 yield
+
+    def _drop_old_copies(self) -> None:
+        """Remove local copies that are neither live, nor the one before, nor held; later where a run is at work."""
+        with suppress(BundleError, OSError):
+            current = self.current()
+            if current is not None:
+                self._local.drop(superfluous(self._local.versions(), current, 0, ()))
 
     def _commit(self, base: Current | None, tag: Tag, version: str, run_id: str, reason: str, at: datetime) -> Current:
         raw = self._manifest(version)[1]

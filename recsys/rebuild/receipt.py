@@ -1,7 +1,8 @@
 """What the versions of a store hold of some people: the receipt of a deletion, and what is left to prune.
 
-Owns the look into each version. People lie in its histories and in its users table and nowhere else: vectors are kept
-by the texts of items, step logs count, and scores of the interest model are never stored.
+Owns the look into each version, and into what runs and downloads that were cut off have left in `staging/`. People lie
+in histories and users tables and nowhere else: vectors are kept by the texts of items, step logs count, and scores of
+the interest model are never stored.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from recsys.errors import BundleNotFound
+from recsys.errors import BundleCorrupt, BundleNotFound
 from recsys.rebuild.object_store import ObjectStore
 from recsys.rebuild.store import Store
 
@@ -21,7 +22,7 @@ class Held:
     """What one version holds of the people who were asked about.
 
     Attributes:
-        version: its name.
+        version: its name, or the folder in `staging/`, which `prune` empties.
         live: whether it is what CURRENT names.
         users: how many of them it knows.
         interactions: rows of theirs.
@@ -36,7 +37,7 @@ class Held:
 
 
 def held(store: Store | ObjectStore, users: pl.Series) -> list[Held]:
-    """Look for people in every version, oldest first.
+    """Look for people in every version, oldest first, and in what lies in `staging/`.
 
     Args:
         store: with a live version.
@@ -49,16 +50,19 @@ def held(store: Store | ObjectStore, users: pl.Series) -> list[Held]:
     found = []
     for version in store.versions():
         store.verify(version)
-        folder = store.bundle(version)
-        rows = {name: _rows(folder / f"{name}.parquet", users) for name in ("histories", "users")}
         found.append(
-            Held(
-                version=version, live=current is not None and current.version == version,
-                users=pl.concat(rows.values()).n_unique(),
-                interactions=len(rows["histories"]), attributes=len(rows["users"]),
-            )
-        )  # fmt: skip
-    return found
+            _held(store.bundle(version), version, users, live=current is not None and current.version == version)
+        )
+    staged = (path for path in sorted((store.root / "staging").iterdir()) if path.is_dir())
+    return found + [_held(path, f"staging/{path.name}", users, live=False) for path in staged]
+
+
+def _held(folder: Path, version: str, users: pl.Series, *, live: bool) -> Held:
+    rows = {name: _rows(folder / f"{name}.parquet", users) for name in ("histories", "users")}
+    return Held(
+        version=version, live=live, users=pl.concat(rows.values()).n_unique(),
+        interactions=len(rows["histories"]), attributes=len(rows["users"]),
+    )  # fmt: skip
 
 
 def known_users(store: Store | ObjectStore) -> pl.Series:
@@ -78,5 +82,10 @@ def _rows(path: Path, users: pl.Series) -> pl.Series:
     """The id in each row that is about one of them, as text."""
     if not path.exists():
         return pl.Series("user_id", [], dtype=pl.String)
-    ids = pl.read_parquet(path, columns=["user_id"])["user_id"].cast(pl.String)
+    try:
+        ids = pl.read_parquet(path, columns=["user_id"])["user_id"].cast(pl.String)
+    except pl.exceptions.PolarsError as error:
+        raise BundleCorrupt(
+            f"{path} cannot be read ({error}), so nobody knows whom it holds; prune, or repair."
+        ) from error
     return ids.filter(ids.is_in(users.cast(pl.String).implode()))

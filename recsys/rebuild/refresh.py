@@ -166,7 +166,7 @@ def check_parts(fitted: Fitted, encoder: object) -> None:
         *((name, matrix.shape, (items, items)) for name, matrix in fitted.snapshot.behaviour.items()),
     ):
         if found != wanted:
-            raise BundleCorrupt(f"the live version's {part} is {found}, its other parts need {wanted}; roll it back.")
+            raise BundleCorrupt(f"the version's {part} is {found}, its other parts need {wanted}; use another.")
 
 
 def check_tables(parent: Fitted, tables: Tables) -> None:

@@ -19,7 +19,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from recsys.bundle import MANIFEST, REMEDY, Manifest, open_bundle, replace_file, seal_bundle, sha256_of, sync
+from recsys.bundle import (
+    MANIFEST,
+    REMEDY,
+    Manifest,
+    open_bundle,
+    parse_manifest,
+    replace_file,
+    seal_bundle,
+    sha256_of,
+    sync,
+)
 from recsys.errors import (
     BundleCorrupt,
     BundleIncompatible,
@@ -34,11 +44,13 @@ from recsys.rebuild.current import (
     check_contents,
     check_run_id,
     check_version,
+    check_was_good,
     content_hash_of,
     following,
     order,
     superfluous,
     version_of,
+    was_refused,
 )
 from recsys.rebuild.locks import no_readers, reader_lock, writer_lock
 from recsys.rebuild.run_log import RunLog
@@ -116,6 +128,12 @@ class Store:
             there = ", ".join(self.versions()) or "none"
             raise BundleNotFound(f"{self.root} holds no version {version}; there are: {there}.")
         return folder
+
+    def refused(self) -> list[str]:
+        """The versions that their gates kept from being live; read from their manifests, nothing else is checked."""
+        found = ((version, (self.bundle(version) / MANIFEST).read_bytes()) for version in self.versions())
+        promotions = self._promotions()
+        return [version for version, raw in found if was_refused(version, parse_manifest(raw, version), promotions)]
 
     def versions(self) -> list[str]:
         """The versions that exist, oldest first: by promotion, those never promoted by stamp among them."""
@@ -205,7 +223,7 @@ class Store:
 
         Raises:
             PublishRefused: nothing is staged, or a file that a bundle must not hold.
-            BundleCorrupt: the version is there already and damaged.
+            BundleCorrupt: the version is there already, damaged, and live or held by a reader.
             BundleLocked: another writer is at work.
         """
         with self._writing(run_id):
@@ -218,8 +236,7 @@ class Store:
             version = version_of(manifest, as_of_stamp)
             target = self.root / "bundles" / version
             self.append_step(run_id, "publish", version=version)
-            if target.exists():
-                open_bundle(target)
+            if self._is_sound(version):
                 shutil.rmtree(staging)
             else:
                 target.parent.mkdir(exist_ok=True)
@@ -250,6 +267,7 @@ class Store:
         Raises:
             BundleNotFound: there is nothing to go back to.
             BundleCorrupt: the version is damaged, or CURRENT is and `to` is not given.
+            PublishRefused: the version never was live, since its gates refused it.
         """
         with self._writing(run_id):
             try:
@@ -261,7 +279,7 @@ class Store:
             to = to or (None if current is None else current.previous)
             if to is None:
                 raise BundleNotFound(f"{self.root} has no earlier version to go back to; name one with --to.")
-            self.verify(to)
+            check_was_good(to, self.verify(to), self._promotions())
             left = "a damaged CURRENT" if current is None else current.version
             return self._commit(current, to, run_id, f"rollback from {left}", promoted_at)
 
@@ -282,9 +300,16 @@ class Store:
         with self._writing("prune"):
             victims = superfluous(self.versions(), self.current(), keep, pinned)
             self._clear_staging()
-            removed = [version for version in victims if self._remove(version)]
-            self._clear_staging()
-            return removed
+            return self.drop(victims)
+
+    def drop(self, versions: Iterable[str]) -> list[str]:
+        """Remove these versions but those that a reader holds; what was removed.
+
+        Raises:
+            BundleLocked: another writer is at work.
+        """
+        with self._writing("drop"):
+            return [version for version in versions if self._remove(version)]
 
     def append_step(self, run_id: str, step: str, **facts: Any) -> None:
         """Add a step to a run's log."""
@@ -328,14 +353,31 @@ class Store:
         for path in (self.root / "staging").iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
+    def _is_sound(self, version: str) -> bool:
+        """Whether the version is there; a damaged one goes where nobody needs it, and else BundleCorrupt."""
+        target = self.root / "bundles" / version
+        if not target.exists():
+            return False
+        try:
+            open_bundle(target)
+        except BundleCorrupt:
+            current = self.current()
+            if (current is not None and current.version == version) or not self._remove(version):
+                raise
+            return False
+        return True
+
     def _remove(self, version: str) -> bool:
-        """Take a version out of sight in one step; False where a reader holds it."""
-        folder = self.root / "bundles" / version
+        """Take a version out of sight in one step, then away; False where a reader holds it."""
+        folder, aside = self.root / "bundles" / version, self.root / "staging" / f"pruned-{version}"
         with no_readers(folder / MANIFEST) as alone:
-            if alone:
-                folder.rename(self.root / "staging" / f"pruned-{version}")
-                sync(folder.parent)
-            return alone
+            if not alone:
+                return False
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            sync(folder.parent)
+        shutil.rmtree(aside)
+        return True
 
 
 def _files(folder: Path) -> list[Path]:

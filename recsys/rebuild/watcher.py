@@ -7,7 +7,6 @@ store), nor the requests: whoever serves asks `serving()` once a request.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -72,7 +71,12 @@ class BundleWatcher:
     """
 
     def __init__(
-        self, store: Versions, *, device: str = "auto", on_refused: Callable[[Exception], None] | None = None
+        self,
+        store: Versions,
+        *,
+        device: str = "auto",
+        on_refused: Callable[[Exception], None] | None = None,
+        prepare: Callable[[Recommender], None] = lambda recommender: None,
     ) -> None:
         """Load the live version.
 
@@ -80,11 +84,13 @@ class BundleWatcher:
             store: where versions come from.
             device: see `Recommender.load`.
             on_refused: told why a version is not taken into service.
+            prepare: is handed each version before it serves, for what was changed since its tables were written, such
+                as deleted people; a version with which it fails is not taken into service.
 
         Raises:
             BundleNotFound, BundleCorrupt, BundleIncompatible: there is nothing to serve yet.
         """
-        self._store, self._device, self._on_refused = store, device, on_refused
+        self._store, self._device, self._on_refused, self._prepare = store, device, on_refused, prepare
         self._guard, self._polling = threading.Lock(), threading.Lock()
         self._refusals, self._swaps = _Refusals(), 0
         self._stop = threading.Event()
@@ -202,7 +208,8 @@ class BundleWatcher:
         return True
 
     def _load(self, current: Current) -> _Served:
-        """Hold, verify, load, and ask it for a list."""
+        """Hold, verify, load, ask it for a list, and hand it to `prepare`."""
+        from recsys.rebuild.features import check_answers
         from recsys.recommender import Recommender
 
         with ExitStack() as stack:
@@ -210,7 +217,8 @@ class BundleWatcher:
             if sha256_of(folder / MANIFEST) != current.manifest_sha256:
                 raise BundleCorrupt(f"{folder} has another manifest than CURRENT names; keep what is served.")
             recommender = Recommender.load(folder, device=self._device)
-            _smoke(recommender, current.version)
+            check_answers(recommender, f"version {current.version}")
+            self._prepare(recommender)
             return _Served(current=current, recommender=recommender, hold=stack.pop_all())
 
     def _refuse(self, error: Exception, now: datetime) -> None:
@@ -238,13 +246,3 @@ class BundleWatcher:
             unused = served.retired and served.requests == 0
         if unused:
             served.hold.close()
-
-
-def _smoke(recommender: Recommender, version: str) -> None:
-    """Its models find their features, and it answers for somebody it knows, with finite scores."""
-    from recsys.rebuild.features import check_features
-
-    check_features(recommender._state, recommender.config)
-    lists = recommender.recommend(recommender.users.head(2), 1, filter_seen=False)
-    if lists.height == 0 or not all(math.isfinite(score) for score in lists["score"]):
-        raise BundleCorrupt(f"version {version} loads but gives no list; keep what is served.")

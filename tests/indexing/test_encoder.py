@@ -141,6 +141,25 @@ class TestEncodeTo:
         assert "6/6" in capfd.readouterr().err
         assert len(cache) == len(set(TEXTS))
 
+    def test_of_a_run_that_is_stopped_nothing_but_the_last_few_is_encoded_again(self, encoder, tmp_path, monkeypatch):
+        monkeypatch.setattr("indexing.encoder._KEPT", 4)
+        embed, texts = encoder._embed, [f"text {row}" for row in range(10)]
+        read = []
+
+        def stopped_at_the_third(block, *, bar):
+            if len(read) == 2:
+                raise KeyboardInterrupt
+            read.append(list(block))
+            return embed(block, bar=bar)
+
+        monkeypatch.setattr(encoder, "_embed", stopped_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            encoder.encode(texts, cache=EmbeddingCache(tmp_path, encoder.fingerprint()))
+        monkeypatch.setattr(encoder, "_embed", lambda block, *, bar: read.append(list(block)) or embed(block, bar=bar))
+        vectors = encoder.encode(texts, cache=EmbeddingCache(tmp_path, encoder.fingerprint()))
+        assert [len(block) for block in read] == [4, 4, 2]
+        np.testing.assert_allclose(vectors, encoder.encode(texts), atol=1e-6)
+
     def test_reads_a_block_at_a_time_in_memory_that_does_not_grow(self, encoder, tmp_path):
         def peak(n):
             texts = (f"ba co {row}" for row in range(n))

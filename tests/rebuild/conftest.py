@@ -96,6 +96,20 @@ def resealed(model: Path, tmp_path: Path) -> Callable[[Callable[[Path], object]]
 
 
 @pytest.fixture
+def put_live() -> Callable[[Store, Path], str]:
+    """What `init` refuses to do: a sealed folder made live without being opened; returns the version."""
+
+    def put(store: Store, folder: Path) -> str:
+        staging = store.stage("by-hand")
+        shutil.copytree(folder, staging, dirs_exist_ok=True)
+        version = store.publish("by-hand", open_bundle(folder).metadata, as_of_stamp=NOW)
+        store.promote(version, run_id="by-hand", reason="by hand", promoted_at=NOW)
+        return version
+
+    return put
+
+
+@pytest.fixture
 def still_serves(data: Synthetic) -> Callable[[Store], None]:
     """What is live is whole, and three people get five items each."""
 

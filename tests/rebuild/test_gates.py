@@ -13,7 +13,7 @@ import pytest
 
 from recsys import Recommender
 from recsys.config import config_from_dict
-from recsys.errors import InvalidConfig, PublishRefused
+from recsys.errors import InvalidConfig
 from recsys.fitted import Fitted
 from recsys.rebuild.gates import (
     GateResult,
@@ -26,7 +26,7 @@ from recsys.rebuild.gates import (
     index_recall,
     item_count,
     lists_of,
-    refuse_failed,
+    refusal,
     reopened,
     to_json,
     unit_vectors,
@@ -164,9 +164,10 @@ def worthless(state: Fitted, vectors: np.ndarray[Any, Any]) -> Fitted:
 def test_what_failed_is_named() -> None:
     good = GateResult(name="recall", value=1.0, limit="at least 0.95", passed=True)
     bad = replace(good, value=0.5, passed=False)
-    refuse_failed([good], "v")
-    with pytest.raises(PublishRefused, match=r"version v was built and kept.*gate recall: 0\.5 is not at least 0\.95"):
-        refuse_failed([good, bad], "v")
+    assert refusal([good], "v") is None
+    said = str(refusal([good, bad], "v"))
+    assert "version v was built and kept" in said
+    assert "gate recall: 0.5 is not at least 0.95" in said
     assert from_json(to_json([good, bad])) == [good, bad]
 
 

@@ -38,6 +38,7 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 EASY = RebuildConfig(gates=GatesConfig(margin=1.0))
 Reseal = Callable[[Callable[[Path], object]], Path]
 Look = Callable[[Store], None]
+PutLive = Callable[[Store, Path], str]
 
 
 def zipped() -> bytes:
@@ -62,15 +63,18 @@ def refused_at_the_door(store: Store, folder: Path, kind: type[RecsysError], mes
     """`init` says no, and neither CURRENT nor a version has come of it."""
     before, versions = store.current(), store.versions()
     with pytest.raises(kind, match=message) as caught:
-        init(store, folder, now=NOW)
+        init(store, folder, now=NOW, replace=True)
     assert exit_code(caught.value) == code
     assert (store.current(), store.versions()) == (before, versions)
 
 
-def refused_when_live(store: Store, data: Synthetic, folder: Path, kind: type[RecsysError], message: str) -> None:
-    """Made live by hand: no run builds on it, a server keeps what it has, and a rollback ends it."""
+def refused_when_live(
+    store: Store, data: Synthetic, folder: Path, kind: type[RecsysError], message: str, put_live: PutLive
+) -> None:
+    """No `init` takes it. Made live by hand, no run builds on it, a server keeps what it has, a rollback ends it."""
+    refused_at_the_door(store, folder, kind, message, 69)
     watcher = BundleWatcher(store, device="cpu")
-    version = init(store, folder, now=NOW).version
+    version = put_live(store, folder)
     with pytest.raises(kind, match=message) as caught:
         run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
     assert exit_code(caught.value) == 69
@@ -98,7 +102,7 @@ def test_formats_that_run_code_or_unpack(store: Store, resealed: Reseal, still_s
 
 
 def test_a_header_that_promises_more_than_there_is_memory(
-    store: Store, data: Synthetic, resealed: Reseal, still_serves: Look
+    store: Store, data: Synthetic, resealed: Reseal, still_serves: Look, put_live: PutLive
 ) -> None:
     def swell(folder: Path) -> None:
         with (folder / "item_vectors.npy").open("wb") as stream:
@@ -106,7 +110,7 @@ def test_a_header_that_promises_more_than_there_is_memory(
             np.lib.format.write_array_header_1_0(stream, facts)
             stream.write(bytes(1000))
 
-    refused_when_live(store, data, resealed(swell), BundleCorrupt, "does not open: Unable to allocate")
+    refused_when_live(store, data, resealed(swell), BundleCorrupt, "does not open: Unable to allocate", put_live)
     still_serves(store)
 
 
@@ -122,7 +126,14 @@ def test_a_header_that_promises_more_than_there_is_memory(
     ],
 )
 def test_a_pickle_under_another_name(
-    store: Store, data: Synthetic, resealed: Reseal, still_serves: Look, tmp_path: Path, name: str, message: str
+    store: Store,
+    data: Synthetic,
+    resealed: Reseal,
+    still_serves: Look,
+    put_live: PutLive,
+    tmp_path: Path,
+    name: str,
+    message: str,
 ) -> None:
     trace = tmp_path / "trace"
 
@@ -133,7 +144,7 @@ def test_a_pickle_under_another_name(
         else:
             (folder / name).write_bytes(pickle.dumps(Trap(trace)))
 
-    refused_when_live(store, data, resealed(disguise), BundleCorrupt, message)
+    refused_when_live(store, data, resealed(disguise), BundleCorrupt, message, put_live)
     assert not trace.exists()
     still_serves(store)
 
@@ -152,6 +163,7 @@ def test_an_encoder_that_wants_its_own_code(
     data: Synthetic,
     resealed: Reseal,
     still_serves: Look,
+    put_live: PutLive,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     file: str,
@@ -168,10 +180,10 @@ def test_an_encoder_that_wants_its_own_code(
 
     folder = resealed(wish)
     if file == "config.json" and json.loads((folder / "encoder" / file).read_text())["model_type"] == "bert":
-        init(store, folder, now=NOW)  # the library's own BERT reads it
+        init(store, folder, now=NOW, replace=True)  # the library's own BERT reads it
         assert run(store, data.interactions, data.items, data.users, now=NOW, config=EASY).outcome == "promoted"
     else:
-        refused_when_live(store, data, folder, BundleCorrupt, r"does not open: encoder .* did not load")
+        refused_when_live(store, data, folder, BundleCorrupt, r"does not open: encoder .* did not load", put_live)
     assert "evil" not in sys.modules
     assert not (tmp_path / "trace").exists()
     still_serves(store)
@@ -292,7 +304,7 @@ def test_a_model_of_the_version_before(store: Store, data: Synthetic, model: Pat
     people = data.users["user_id"].head(5)
     old, new = (Recommender.load(place, device="cpu").recommend(people, 5) for place in (folder, model))
     assert old.equals(new)
-    init(store, folder, now=NOW)
+    init(store, folder, now=NOW, replace=True)
     watcher = BundleWatcher(store, device="cpu")
     assert run(store, data.interactions, data.items, data.users, now=NOW, config=EASY).outcome == "promoted"
     assert watcher.poll(NOW)
@@ -301,10 +313,12 @@ def test_a_model_of_the_version_before(store: Store, data: Synthetic, model: Pat
     watcher.close()
 
 
-def test_a_model_of_the_version_after(store: Store, data: Synthetic, resealed: Reseal, still_serves: Look) -> None:
+def test_a_model_of_the_version_after(
+    store: Store, data: Synthetic, resealed: Reseal, still_serves: Look, put_live: PutLive
+) -> None:
     folder = resealed(settings_changed(lambda config: config.update(warp=9)))
     message = r"settings that this version does not read \(unknown key warp.*Fit again, or load it with the version"
-    refused_when_live(store, data, folder, BundleIncompatible, message)
+    refused_when_live(store, data, folder, BundleIncompatible, message, put_live)
     still_serves(store)
 
 

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 
 from recsys import Recommender
+from recsys.bundle import seal_bundle
 from recsys.cli import exit_code
-from recsys.errors import BundleLocked, BundleNotFound, InvalidData, PublishRefused
+from recsys.errors import BundleCorrupt, BundleLocked, BundleNotFound, InvalidConfig, InvalidData, PublishRefused
 from recsys.rebuild.gates import GatesConfig
 from recsys.rebuild.job import RebuildConfig, fingerprint, init, run, write_metrics
 from recsys.rebuild.store import Store
@@ -87,8 +88,102 @@ def test_a_failed_gate_keeps_what_is_live_and_the_bundle(store: Store, data: Syn
     assert store.current() == before
     kept = [version for version in store.versions() if before is not None and version != before.version]
     assert len(kept) == 1
-    with pytest.raises(PublishRefused, match="gate items"):  # the same tables: refused without building again
+    with pytest.raises(PublishRefused, match="gate items") as caught:
         run(store, data.interactions, half, data.users, now=NOW)
+    assert "refresh" not in caught.value.result.seconds  # the same tables: refused without building again
+    assert (caught.value.result.outcome, caught.value.result.version) == ("refused", kept[0])
+    assert [gate.name for gate in caught.value.result.gates if not gate.passed] == ["items"]
+    assert store.refused() == kept
+    with pytest.raises(PublishRefused, match=r"never was live: its gates refused it \(items\)"):
+        store.rollback(kept[0], run_id="back", promoted_at=NOW)
+    assert store.current() == before
+
+
+@quickly
+def test_a_refused_version_goes_live_under_other_limits(store: Store, data: Synthetic) -> None:
+    half = data.items.head(data.items.height // 2)
+    with pytest.raises(PublishRefused, match="gate items"):
+        run(store, data.interactions, half, data.users, now=NOW, config=EASY)
+    wide = RebuildConfig(gates=GatesConfig(margin=1.0, min_items=0.1))
+    result = run(store, data.interactions, half, data.users, now=NOW, config=wide)
+    assert (result.outcome, result.counts["items"], store.refused()) == ("promoted", half.height, [])
+    assert all(gate.passed for gate in result.gates)
+    store.rollback(run_id="back", promoted_at=NOW)
+    assert store.rollback(result.version, run_id="forth", promoted_at=NOW).version == result.version
+
+
+@quickly
+def test_refused_versions_do_not_pile_up(store: Store, data: Synthetic) -> None:
+    live, strict = store.current(), RebuildConfig(gates=GatesConfig(min_items=1.5), keep=1)
+    for n in range(4):
+        with pytest.raises(PublishRefused, match="gate items") as caught:
+            run(store, data.interactions, renamed(data.items, n), data.users, now=NOW, config=strict)
+        assert live is not None
+        assert {live.version, caught.value.result.version} <= set(store.versions())
+        assert len(store.versions()) <= 3
+        assert not list((store.root / "staging").iterdir())
+
+
+@quickly
+def test_a_damaged_version_that_nobody_needs_is_built_anew(store: Store, data: Synthetic) -> None:
+    made = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
+    store.rollback(run_id="back", promoted_at=NOW)
+    path = store.bundle(made.version) / "item_vectors.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with store.reading(made.version), pytest.raises(BundleCorrupt, match="item_vectors"):
+        run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
+    again = run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)
+    assert (again.outcome, again.version) == ("promoted", made.version)
+    store.verify()
+
+
+@quickly
+def test_one_moment_in_two_time_zones_is_one(store: Store, data: Synthetic) -> None:
+    moment = datetime(2024, 3, 1, tzinfo=UTC)
+    there = moment.astimezone(timezone(timedelta(hours=8)))
+    first = run(store, data.interactions, data.items, data.users, now=NOW, as_of=there, config=EASY)
+    again = run(store, data.interactions, data.items, data.users, now=NOW, as_of=moment, config=EASY)
+    assert (first.outcome, again.outcome, again.version) == ("promoted", "unchanged", first.version)
+    with pytest.raises(InvalidConfig, match="as_of 2024-03-01 00:00:00 has no time zone"):
+        run(store, data.interactions, data.items, now=NOW, as_of=moment.replace(tzinfo=None), config=EASY)
+
+
+@quickly
+def test_an_unchanged_version_still_says_what_it_holds(store: Store, data: Synthetic) -> None:
+    tables = (store, data.interactions, renamed(data.items, 2), data.users)
+    made = run(*tables, now=NOW, config=EASY)
+    again = run(*tables, now=NOW, config=EASY)
+    for name in ("items", "texts", "users", "interactions"):
+        assert again.counts[name] == made.counts[name] > 0
+    assert (made.counts["encoded"], again.counts["encoded"], again.counts["kept"]) == (2, 0, 0)
+    assert again.gates == made.gates
+
+
+@pytest.mark.parametrize("values", [{"keep": -1}, {"lock_wait": -1.0}, {"lock_wait": float("inf")}])
+def test_settings_that_mean_nothing(values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig, match="must be 0 or more"):
+        RebuildConfig(**values)
+
+
+def test_init_makes_the_first_version_only(store: Store, model: Path, tmp_path: Path) -> None:
+    before = store.current()
+    assert before is not None
+    with pytest.raises(PublishRefused, match=f"has a live version, {before.version}"):
+        init(store, model, now=NOW)
+    assert store.current() == before
+    assert init(store, model, now=NOW + timedelta(days=1), replace=True).previous == before.version
+
+
+def test_init_refuses_what_is_no_recommender(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.json").write_text("{}")
+    seal_bundle(tmp_path / "folder", {})
+    store = Store.create(tmp_path / "store")
+    with pytest.raises(BundleCorrupt, match=r"holds no state\.json, so it is no saved recommender") as caught:
+        init(store, tmp_path / "folder", now=NOW)
+    assert exit_code(caught.value) == 69
+    assert store.current() is None
+    assert store.versions() == []
 
 
 @quickly

@@ -33,6 +33,7 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 EASY = RebuildConfig(gates=GatesConfig(margin=1.0))
 Look = Callable[[Store], None]
 Refused = Callable[..., RecsysError]
+PutLive = Callable[[Store, Path], str]
 Reseal = Callable[[Callable[[Path], object]], Path]
 
 
@@ -100,7 +101,7 @@ def an_earlier_moment(folder: Path) -> None:
         (fewer_neighbours, r"covisitation is \(\d+, \d+\), its other parts need"),
         (other_items, r"histories is 10\d+, its other parts need"),
         (an_earlier_moment, r"as_of is [\d.]+, its other parts need"),
-        (another_encoder, "the live version's encoder is [0-9a-f]+, its other parts need [0-9a-f]+"),
+        (another_encoder, "the version's encoder is [0-9a-f]+, its other parts need [0-9a-f]+"),
     ],
     ids=["dimension", "texts", "items", "mask", "neighbours", "histories", "moment", "encoder"],
 )
@@ -112,10 +113,14 @@ def test_parts_that_are_not_of_one_piece(
     message: str,
     still_serves: Look,
     resealed: Reseal,
+    put_live: PutLive,
 ) -> None:
     store = Store.create(tmp_path / "store")
     init(store, model, now=NOW)
-    init(store, resealed(change), now=NOW)
+    broken = resealed(change)
+    with pytest.raises(BundleCorrupt, match=message):
+        init(store, broken, now=NOW, replace=True)
+    put_live(store, broken)
     before = store.current()
     with pytest.raises(BundleCorrupt, match=message) as caught:
         run(store, data.interactions, data.items, data.users, now=NOW)
@@ -233,7 +238,7 @@ def test_a_model_that_leads_outside(store: Store, model: Path, tmp_path: Path, n
     (folder / MANIFEST).write_bytes(sealed_bytes(body))
     before = store.current()
     with pytest.raises(BundleCorrupt, match="not a path in the bundle"):
-        init(store, folder, now=NOW)
+        init(store, folder, now=NOW, replace=True)
     assert store.current() == before
     still_serves(store)
 
@@ -248,7 +253,7 @@ def test_links_in_a_model_and_in_the_live_version(
     before = store.current()
     assert before is not None
     with pytest.raises(BundleCorrupt, match=r"state\.json is not a regular file"):
-        init(store, folder, now=NOW)
+        init(store, folder, now=NOW, replace=True)
     assert store.current() == before
     still_serves(store)
 
@@ -258,7 +263,7 @@ def test_files_that_run_code(store: Store, name: str, still_serves: Look, reseal
     before = store.current()
     folder = resealed(lambda folder: (folder / name).write_bytes(b"cos\nsystem\n"))
     with pytest.raises(PublishRefused, match=f"holds {name}; a stored bundle holds"):
-        init(store, folder, now=NOW)
+        init(store, folder, now=NOW, replace=True)
     assert store.current() == before
     still_serves(store)
 
@@ -270,7 +275,7 @@ def test_a_model_of_another_format(store: Store, model: Path, tmp_path: Path, st
     (folder / MANIFEST).write_bytes(sealed_bytes({**body, "format": "2"}))
     before = store.current()
     with pytest.raises(BundleIncompatible, match="has format '2', this version reads '1'; use the version"):
-        init(store, folder, now=NOW)
+        init(store, folder, now=NOW, replace=True)
     assert store.current() == before
     still_serves(store)
 

@@ -62,10 +62,14 @@ def test_a_ranker_of_other_rows(
     still_serves: Callable[[Store], None],
     change: Callable[[Path], None],
     message: str,
+    put_live: Callable[[Store, Path], str],
 ) -> None:
     watcher = BundleWatcher(store, device="cpu")
     good = store.current()
-    init(store, resealed(change), now=NOW)
+    broken = resealed(change)
+    with pytest.raises(BundleCorrupt, match=message):
+        init(store, broken, now=NOW, replace=True)
+    put_live(store, broken)
     before = store.current()
     with pytest.raises(BundleCorrupt, match=message) as caught:
         run(store, data.interactions, data.items, data.users, now=NOW, config=EASY)

@@ -1,6 +1,7 @@
 """The store over objects, against an S3-compatible server on this machine."""
 
 import threading
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,66 @@ def test_damaged_current(store: ObjectStore, bucket: Any) -> None:
         store.promote(store.versions()[0], run_id="x", reason="y", promoted_at=START)
     assert store.rollback(store.versions()[0], run_id="x", promoted_at=START).seq == 3
     assert store.verify().metadata == {"number": 0}
+
+
+def test_servers_keep_the_live_copy_and_the_one_before(store: ObjectStore, tmp_path: Path) -> None:
+    server = ObjectStore.open(store.url, tmp_path / "server")
+    held = ExitStack()
+    for number in range(2, 7):
+        version = go_live(store, number)
+        before, held = held, ExitStack()
+        held.enter_context(server.reading(version))
+        before.close()  # as a watcher does once no request needs the older one
+    current = store.current()
+    assert current is not None
+    copies = {path.name for path in (tmp_path / "server" / "bundles").iterdir()}
+    assert copies == {current.version, current.previous}
+    held.close()
+
+
+def test_a_download_that_was_cut_off_is_pruned(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ObjectStore.open(store.url, tmp_path / "server")
+    monkeypatch.setattr("recsys.rebuild.object_store.shutil.rmtree", lambda *_, **__: None)  # a kill cleans nothing
+    monkeypatch.setattr("recsys.rebuild.object_store.writer_lock", lambda *_: (_ for _ in ()).throw(SystemExit))
+    with pytest.raises(SystemExit):
+        server.pull(store.versions()[0], tmp_path / "server" / "bundles")
+    monkeypatch.undo()
+    assert list((tmp_path / "server" / "staging").rglob("a.txt"))
+    assert not list((tmp_path / "server" / "bundles").iterdir())
+    Store.open(tmp_path / "server").prune()
+    assert not list((tmp_path / "server" / "staging").iterdir())
+
+
+def test_a_slower_download_leaves_what_is_read_alone(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = store.current()
+    assert current is not None
+    quick, slow = (ObjectStore.open(store.url, tmp_path / "server") for _ in range(2))
+    fetch = Remote.fetch
+    with ExitStack() as held:
+
+        def overtaken(self: Remote, *arguments: Any) -> Any:
+            monkeypatch.setattr(Remote, "fetch", fetch)
+            folder = held.enter_context(quick.reading(current.version))
+            overtaken.inode = (folder / MANIFEST).stat().st_ino  # type: ignore[attr-defined]
+            return fetch(self, *arguments)
+
+        monkeypatch.setattr(Remote, "fetch", overtaken)
+        folder = slow.pull(current.version, tmp_path / "server" / "bundles")
+        assert (folder / MANIFEST).stat().st_ino == overtaken.inode  # type: ignore[attr-defined]
+        assert Store.open(tmp_path / "server").drop([current.version]) == []  # the reader still holds it
+    assert not list((tmp_path / "server" / "staging").iterdir())
+
+
+def test_prune_where_the_live_version_is_gone(store: ObjectStore, bucket: Any) -> None:
+    current = store.current()
+    assert current is not None
+    bucket.objects.filter(Prefix=f"stores/one/bundles/{current.version}").delete()
+    with pytest.raises(BundleNotFound, match=f"has no object of {current.version}, which is live"):
+        store.prune()
 
 
 def test_manifest_that_leads_outside(store: ObjectStore, bucket: Any, tmp_path: Path) -> None:

@@ -93,6 +93,35 @@ def test_exit_codes(store: str, tables: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.usefixtures("no_other_process")
+def test_a_refused_run_tells_its_gates(
+    store: str, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics, config = tmp_path / "recsys.prom", tmp_path / "strict.toml"
+    asked = [*arguments(store, tables), "--json", "--metrics", str(metrics)]
+    assert main(asked) == 0
+    success = metrics.read_text().splitlines()[0]
+    config.write_text("[gates]\nmin_items = 1.5\n")
+    capsys.readouterr()
+    assert main([*asked, "--force", "--config", str(config)]) == 3
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["outcome"], result["gates"][0]["name"], result["gates"][0]["passed"]) == ("refused", "items", False)
+    assert "gate items: 1.0 is not 1.5 to 2.0" in err
+    lines = metrics.read_text().splitlines()
+    assert lines[:2] == [success, "recsys_rebuild_promoted 0"]
+    assert 'recsys_rebuild_gate{gate="items"} 1.0' in lines
+
+
+def test_where_the_metrics_cannot_go_nothing_is_built(
+    store: str, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Store.open(Path(store)).current()
+    assert main([*arguments(store, tables, "changed"), "--metrics", str(tmp_path / "absent" / "x.prom")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert Store.open(Path(store)).current() == before
+
+
+@pytest.mark.usefixtures("no_other_process")
 def test_a_deleted_person_is_gone_and_a_receipt_says_so(
     store: str, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +142,14 @@ def test_a_deleted_person_is_gone_and_a_receipt_says_so(
     result = told("run", "--store", store, *given)
     assert result["counts"]["forgotten"] == 1
     assert told("verify", "--store", store)["metadata"]["counts"]["forgotten"] == 1
+    left = Path(store) / "staging" / "run-cut-off"
+    left.mkdir()
+    interactions.head(9).write_parquet(left / "histories.parquet")
+    found = told(*asked)["versions"][-1]
+    assert (found["version"], found["live"]) == ("staging/run-cut-off", False)
+    assert found["interactions"] == interactions.head(9).filter(pl.col("user_id") == person).height > 0
+    assert main(["prune", "--store", store]) == 0
+    capsys.readouterr()
     old, new = told(*asked)["versions"]
     assert (new["version"], new["live"], new["users"], new["interactions"]) == (result["version"], True, 0, 0)
     assert (old["live"], old["interactions"]) == (False, rows)

@@ -196,8 +196,15 @@ class TestPublishing:
     def test_damaged_twin(self, store: Store) -> None:
         version = publish(store, 7)
         (store.bundle(version) / "a.txt").write_text("8")
+        assert publish(store, 7) == version
+        store.verify(version)
+
+    def test_damaged_twin_that_is_live(self, store: Store) -> None:
+        version = go_live(store, 7)
+        (store.bundle(version) / "a.txt").write_text("8")
         with pytest.raises(BundleCorrupt, match=r"a\.txt has another sha256"):
             publish(store, 7)
+        assert (store.bundle(version) / "a.txt").read_text() == "8"
 
     def test_empty(self, store: Store) -> None:
         store.stage("x")
@@ -623,6 +630,14 @@ class TestLock:
             racer.stdin.flush()
         seqs = [int(line) for racer in racers for line in racer.communicate(timeout=60)[0].split()]
         assert sorted(seqs) == list(range(4, 19))
+
+
+def test_going_to_what_is_live_keeps_the_way_back(store: Store) -> None:
+    before = store.current()
+    assert before is not None
+    again = store.rollback(before.version, run_id="x", promoted_at=START)
+    assert (again.version, again.previous, again.seq) == (before.version, before.previous, before.seq + 1)
+    assert store.rollback(run_id="x", promoted_at=START).version == before.previous
 
 
 def test_log(store: Store) -> None:

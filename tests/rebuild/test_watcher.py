@@ -217,6 +217,29 @@ def test_a_request_keeps_its_version(store: Store, watcher: BundleWatcher, saved
     assert store.prune(keep=0) == [first]
 
 
+def test_what_changed_since_is_told_to_each_version_before_it_serves(store: Store, saved: tuple[Path, Path]) -> None:
+    told: list[list[str]] = []
+    gone: list[str] = []
+
+    def forget(recommender: Recommender) -> None:
+        if gone == ["fail"]:
+            raise RuntimeError("the list of deletions cannot be read")
+        recommender.delete_users(gone)
+        told.append(recommender.users.to_list())
+
+    watcher = BundleWatcher(store, device="cpu", prepare=forget)
+    gone.append(told[0][0])
+    go_live(store, saved[1], 1)
+    assert watcher.poll(START)
+    with watcher.serving() as recommender:
+        assert gone[0] not in recommender.users.to_list()
+    gone[:] = ["fail"]
+    go_live(store, saved[0], 2)
+    assert not watcher.poll(START)
+    assert "the list of deletions cannot be read" in watcher.metrics(START)["last_error"]
+    watcher.close()
+
+
 def test_thread(store: Store, watcher: BundleWatcher, saved: tuple[Path, Path]) -> None:
     watcher.start(interval=0.01)
     watcher.start(interval=0.01)
