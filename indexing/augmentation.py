@@ -81,9 +81,7 @@ def add_adversarial_gradients(encoder: BiEncoder, compute: Callable[[], Tensor],
         raise ValueError(f"adversarial: epsilon={epsilon} must be positive")
     table = encoder.word_embeddings()
     if table.weight.grad is None:
-        raise RuntimeError(
-            "adversarial: the word embeddings have no gradient; call loss.backward() first, in a scope that trains them"
-        )
+        raise RuntimeError("adversarial: the word embeddings have no gradient; call loss.backward() first")
     gradient = table.weight.grad
     with _pushed(table, epsilon * gradient / gradient.norm().clamp(min=1e-12)):
         loss = compute()

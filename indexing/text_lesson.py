@@ -65,6 +65,9 @@ def tune_encoder(
 
     Returns:
         Steps taken; 0 where there is too little behaviour or the encoder is frozen.
+
+    Raises:
+        ValueError, ImportError: settings that cannot work with this encoder, or need what is not installed.
     """
     together = sp.csr_matrix(behaviour + behaviour.T)
     known = np.flatnonzero(np.diff(together.indptr) > 0)
@@ -74,6 +77,12 @@ def tune_encoder(
     with with_scope(encoder, tuning, steps=steps, seed=seed, seconds=max_seconds) as scope:
         if not scope.parameters:
             return 0
+        if config.adversarial and not encoder.word_embeddings().weight.requires_grad:
+            name = tuning.scope_on(device, max_seconds)
+            raise ValueError(
+                f"contrastive: adversarial={config.adversarial} pushes word embeddings, which tuning.scope={name!r} "
+                "does not train; set scope='full', or adversarial=0"
+            )
         lesson = TextLesson(encoder, texts, together, known, config, scope, seed=seed, progress=progress)
         lengths = np.minimum([len(texts[row]) for row in lesson.learnt], 400).astype(np.int64)
         batches = plan(lengths // 8 + 1, int(config.encoder_batch_size * (lengths // 8 + 1).mean()), steps, seed=seed)

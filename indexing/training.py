@@ -161,6 +161,15 @@ class Watch(Callback):
         self.waited = 0
         self.bar = tqdm(total=steps, desc=name, disable=not progress, mininterval=1.0)
 
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: a resumed training knows its best weights and how long it has waited for better ones."""
+        return {name: getattr(self, name) for name in ("best_loss", "best", "best_step", "waited")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Show what a resumed training has behind it."""
         self.bar.update(trainer.global_step)

@@ -1,6 +1,6 @@
 """What callers hand to the door besides tables: ids, list lengths and words, checked before anything is computed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ def id_series(values: Iterable[Any], name: str, dtype: pl.DataType) -> pl.Series
     Raises:
         InvalidData: ids of another type, of mixed types, or null.
     """
+    refuse_table(values, name)
     try:
         listed = values if isinstance(values, pl.Series) else [values] if isinstance(values, str) else list(values)
         ids = pl.Series(name, listed)
@@ -49,6 +50,19 @@ def id_series(values: Iterable[Any], name: str, dtype: pl.DataType) -> pl.Series
     return ids
 
 
+def refuse_table(values: Any, name: str) -> None:
+    """Refuse tables and mappings where a list is meant: to go through them would give the names of their columns.
+
+    Raises:
+        InvalidData: it is one.
+    """
+    if isinstance(values, Mapping) or hasattr(values, "columns"):
+        raise InvalidData(
+            table=name, rule=f"must be a list or a series, got a {type(values).__name__}",
+            remedy='give one of its columns, such as frame["user_id"]',
+        )  # fmt: skip
+
+
 def positive(value: int, name: str) -> int:
     """The value itself.
 
@@ -66,6 +80,9 @@ def distinct_texts(texts: Sequence[str]) -> list[str]:
     Raises:
         InvalidData: one is not a string, or not valid Unicode.
     """
+    refuse_table(texts, "texts")
+    if not isinstance(texts, Iterable):
+        raise InvalidData(table="texts", rule=f"must be a list of strings, got {texts!r}", remedy="give a list")
     listed = [texts] if isinstance(texts, str) else list(texts)
     wrong = [text for text in listed if not isinstance(text, str) or not _is_unicode(text)]
     if wrong:
@@ -93,8 +110,8 @@ def asked_alone(retriever: Retriever, sources: Iterable[str]) -> Retriever:
     Raises:
         InvalidConfig: there is no source of that name, or none is named.
     """
-    names = [sources] if isinstance(sources, str) else list(sources)
-    unknown = sorted(set(names) - set(retriever.sources))
+    names = [sources] if isinstance(sources, str) or not isinstance(sources, Iterable) else list(sources)
+    unknown = [name for name in names if name not in retriever.sources]
     if unknown or not names:
         raise InvalidConfig(f"sources={names!r}: known are {list(retriever.sources)}")
     chosen = {name: source for name, source in retriever.sources.items() if name in names}

@@ -42,9 +42,10 @@ def named_lists(
 ) -> pl.DataFrame:
     """Rank, a word about short lists, and ids instead of rows; see `Recommender.recommend`."""
     hide = hide_seen(filter_seen, auto=state.hide_seen)
-    ready = None if rules is None else prepare_rules(rules, state, positive(k, "k"))
+    most = min(positive(k, "k"), len(state.catalogue))
+    ready = None if rules is None else prepare_rules(rules, state, k)
     lists = best_items(
-        state, people, positive(k, "k"), config, blocked=blocked if ready is None else blocked | ~ready.allowed,
+        state, people, most, config, blocked=blocked if ready is None else blocked | ~ready.allowed,
         hide_seen=hide, progress=config.progress and len(ids) > 1, rules=ready, details=details,
     )  # fmt: skip
     report_short(state, lists, len(ids), k)
@@ -162,7 +163,7 @@ def with_source(frame: pl.DataFrame) -> pl.DataFrame:
 
 def report_short(state: Fitted, lists: pl.DataFrame, n_asked: int, k: int) -> None:
     """Log how many of the lists asked for have fewer than `k` rows."""
-    short = n_asked - int((lists["rank"] == k).sum())
+    short = n_asked - int((lists["rank"].to_numpy() == k).sum())
     if short:
         log.warning(
             "%d of %d lists have fewer than k=%d items (%d items are available before filters)",

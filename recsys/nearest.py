@@ -23,9 +23,10 @@ def nearest_to_items(state: Fitted, items: Iterable[Any], k: int) -> pl.DataFram
     """At most `k` available items nearest to each item, never itself; see `Recommender.similar_items`."""
     asked = pl.Series(item_rows(state.catalogue, items, "items")).unique(maintain_order=True).to_numpy()
     rows = asked[state.towers.searchable[asked]]
-    pairs = _search(state.towers, state.catalogue, state.towers.item_vectors[rows], positive(k, "k") + 1)
+    most = min(positive(k, "k"), len(state.catalogue))
+    pairs = _search(state.towers, state.catalogue, state.towers.item_vectors[rows], most + 1)
     own = pl.Series(rows).gather(pairs["user_row"])
-    best = top_k(pairs.filter(pl.col("item_row") != own), k)
+    best = top_k(pairs.filter(pl.col("item_row") != own), most)
     report_short(state, best, len(asked), k)
     found = state.catalogue.ids_of(best["item_row"].to_numpy()).alias("similar_item_id")
     near = state.catalogue.ids_of(rows[best["user_row"].to_numpy()])
@@ -34,8 +35,8 @@ def nearest_to_items(state: Fitted, items: Iterable[Any], k: int) -> pl.DataFram
 
 def nearest_to_texts(state: Fitted, texts: Sequence[str], k: int) -> pl.DataFrame:
     """At most `k` available items nearest to each text; see `Recommender.search`."""
-    asked, k = distinct_texts(texts), positive(k, "k")
-    best = top_k(_search(state.towers, state.catalogue, state.towers.embed(asked), k), k)
+    asked, most = distinct_texts(texts), min(positive(k, "k"), len(state.catalogue))
+    best = top_k(_search(state.towers, state.catalogue, state.towers.embed(asked), most), most)
     report_short(state, best, len(asked), k)
     texts_found = pl.Series("text", asked, dtype=pl.String).gather(best["user_row"])
     found = state.catalogue.ids_of(best["item_row"].to_numpy())

@@ -3,7 +3,8 @@
 Owns reading and checking the pairs. What a probability is made of is `recsys/prediction.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -64,8 +65,9 @@ def read_pairs(pairs: Pairs, state: Fitted) -> tuple[pl.Series, pl.Series]:
     Raises:
         InvalidData: the pairs are no table and no tuples of two, a column is missing, or ids are of another type.
     """
-    listed = pairs if isinstance(pairs, list | tuple) else None
-    frame = read_table(pairs, "pairs") if listed is None else _frame_of(listed)  # type: ignore[arg-type]
+    given: Any = pairs
+    is_table = isinstance(given, Mapping | str | Path) or hasattr(given, "columns") or not isinstance(given, Iterable)
+    frame = read_table(given, "pairs") if is_table else _frame_of(list(given))
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise InvalidData(
@@ -79,12 +81,12 @@ def read_pairs(pairs: Pairs, state: Fitted) -> tuple[pl.Series, pl.Series]:
     return users, items
 
 
-def _frame_of(pairs: list[tuple[Any, Any]] | tuple[tuple[Any, Any], ...]) -> pl.DataFrame:
+def _frame_of(pairs: list[Any]) -> pl.DataFrame:
     wrong = [pair for pair in pairs if not isinstance(pair, list | tuple) or len(pair) != 2]
     if wrong:
         raise InvalidData(
             table="pairs",
-            rule="each must be a user id and an item id",
+            rule="each must be a tuple of a user id and an item id",
             count=len(wrong),
             rows=wrong[:5],
             remedy='give tuples such as ("ada", "i7"), or a table with user_id and item_id',

@@ -195,18 +195,17 @@ class Recommender:
             InvalidData: ids of another type than at fit, or an unknown item in a list.
             InvalidConfig: `n_candidates` below 1, another word than those above, a source that is not there, or none.
         """
-        state = self._state
-        ids = user_ids(state, users)
-        retriever = state.snapshot.retriever
+        state, ids = self._state, user_ids(self._state, users)
+        retriever, most = state.snapshot.retriever, min(positive(n_candidates, "n_candidates"), len(state.catalogue))
         found = (retriever if sources is None else asked_alone(retriever, sources)).retrieve(
             known_people(state, ids).histories,
             blocked=blocked_items(state.catalogue, allow_items, deny_items),
             hide_seen=hide_seen(filter_seen, auto=state.hide_seen),
-            n_candidates=positive(n_candidates, "n_candidates"),
+            n_candidates=most,
             progress=self.config.progress and len(ids) > 1,
         )
         frame = to_frame(to_columns(found)).with_columns(score=pl.col("stage1_score"))
-        ranked = with_source(top_k(frame, n_candidates))
+        ranked = with_source(top_k(frame, most))
         report_short(state, ranked, len(ids), n_candidates)
         found_lists = named(state, ranked, ids, ["user_id", "item_id", "rank", "score", "source"])
         return to_caller(found_lists, self._implementation)
@@ -246,7 +245,8 @@ class Recommender:
         people = known_people(state, user_ids(state, [user]))
         reasons = explain_items(
             state, people, None if asked is None else asked.unique(maintain_order=True).to_numpy(),
-            positive(k, "k"), self.config, hide_seen=hide_seen(filter_seen, auto=state.hide_seen), language=language,
+            min(positive(k, "k"), len(state.catalogue)), self.config, language=language,
+            hide_seen=hide_seen(filter_seen, auto=state.hide_seen),
         )  # fmt: skip
         return to_caller(reasons, self._implementation)
 

@@ -16,6 +16,7 @@ import polars as pl
 from ranking.rerank import ListRules, rerank
 from recsys.arguments import positive
 from recsys.catalogue import Catalogue
+from recsys.columns import normalise_timestamps
 from recsys.errors import InvalidConfig, InvalidData
 from recsys.fitted import Fitted
 from recsys.requests import item_rows
@@ -107,6 +108,8 @@ def prepare_rules(rules: Rules, state: Fitted, k: int) -> ReadyRules:
             a position beyond `k`.
         InvalidData: an item or a value that no item has.
     """
+    if not isinstance(rules, Rules):
+        raise InvalidConfig(f"rules={rules!r} must be a Rules, such as Rules(diversity=0.3)")
     catalogue, towers = state.catalogue, state.towers
     beyond = [position for position in rules.pins if position > k]
     if beyond:
@@ -190,9 +193,9 @@ def _boosts(rules: Rules, catalogue: Catalogue) -> npt.NDArray[np.float64]:
     """The product of each item's factors, (n_items,)."""
     boosts = np.ones(len(catalogue))
     for name, factors in rules.boosts.items():
-        weights = list(factors.values())
+        weights = [float(factor) for factor in factors.values()]
         if name == "item_id":
-            boosts[item_rows(catalogue, factors, "rules.boosts")] *= weights
+            boosts[item_rows(catalogue, list(factors), "rules.boosts")] *= weights
         else:
             column = _column(catalogue, name, "boosts")
             values = _values(column, name, factors, "boosts")
@@ -228,13 +231,22 @@ def _inside(column: pl.Series, name: str, bounds: tuple[Any, ...]) -> pl.Series:
     """Which values lie between two bounds, both included; None for no bound."""
     if len(bounds) != 2:
         raise InvalidConfig(f"rules.where[{name!r}]={bounds!r} must be (least, most), or a list of values")
-    least, most = bounds
     inside = column.is_not_null()
     try:
+        least, most = (_bound(column, bound) for bound in bounds)
+        if least is not None and most is not None and not least <= most:
+            raise InvalidConfig(f"rules.where[{name!r}]={bounds!r}: nothing lies between them; give (least, most)")
         inside = inside if least is None else inside & (column >= least)
         return inside if most is None else inside & (column <= most)
-    except (TypeError, pl.exceptions.PolarsError) as error:
+    except (TypeError, NotImplementedError, InvalidData, pl.exceptions.PolarsError) as error:
         raise _another_type(column, name, bounds, "where") from error
+
+
+def _bound(column: pl.Series, bound: Any) -> Any:
+    """A bound as a value of its column; points in time in any form that the tables take, without a zone UTC."""
+    if bound is None or not isinstance(column.dtype, pl.Datetime):
+        return bound
+    return normalise_timestamps(pl.Series("bound", [bound]), table="rules.where")[0]
 
 
 def _values(column: pl.Series, name: str, values: Iterable[Any], rule: str) -> pl.Series:

@@ -5,7 +5,8 @@ Owns how they are loaded, trained and brought up to date from events. What is le
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -193,6 +194,9 @@ def learn_towers(
         notes: gets what was done.
         tune: whether the text encoder is fine-tuned.
         covisited: the co-visitation of these events, where it is there already.
+
+    Raises:
+        InvalidConfig: the training cannot work as configured, or needs what is not installed.
     """
     from indexing.text_lesson import tune_encoder  # it takes seconds to import Lightning, which serving never needs
 
@@ -200,11 +204,12 @@ def learn_towers(
     behaviour = covisitation_of(events, catalogue, config) if covisited is None else covisited
     text_steps = 0
     if tune:
-        text_steps = tune_encoder(
-            encoder, catalogue.texts, _between_texts(behaviour, catalogue), config.contrastive, tuning=config.tuning,
-            training=config.training, device=device, seed=config.seed, max_seconds=budget(config, TEXT_SHARE),
-            progress=config.progress,
-        )  # fmt: skip
+        with _as_settings():
+            text_steps = tune_encoder(
+                encoder, catalogue.texts, _between_texts(behaviour, catalogue), config.contrastive,
+                tuning=config.tuning, training=config.training, device=device, seed=config.seed,
+                max_seconds=budget(config, TEXT_SHARE), progress=config.progress,
+            )  # fmt: skip
     text_vectors = encoder.encode(catalogue.texts, progress=config.progress)
     words = Words.fit(catalogue.texts, max_words=config.item_tower.max_words)
     towers = _train(histories, behaviour, encoder, words, event_kinds, text_vectors, catalogue, config, device)
@@ -265,11 +270,12 @@ def _train(
         users = HistoryEncoder(config.history, item_dim=config.item_tower.dim, n_event_kinds=max(1, len(event_kinds)))
     tower.start(features, behaviour, seed=config.seed, progress=config.progress)
     tower.to(device), users.to(device)
-    steps = train_towers(
-        tower, users, histories, features, config.contrastive, training=config.training, device=device,
-        seed=config.seed, max_steps=None if like is None else like.steps, max_seconds=budget(config, TOWER_SHARE),
-        progress=config.progress,
-    )  # fmt: skip
+    with _as_settings():
+        steps = train_towers(
+            tower, users, histories, features, config.contrastive, training=config.training, device=device,
+            seed=config.seed, max_steps=None if like is None else like.steps, max_seconds=budget(config, TOWER_SHARE),
+            progress=config.progress,
+        )  # fmt: skip
     vectors, searchable = item_space(
         tower, features, catalogue.has_text | (counts >= config.item_tower.min_interactions)
     )
@@ -319,6 +325,15 @@ def configured_index(vectors: npt.NDArray[np.float32], config: RecommenderConfig
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
+        raise InvalidConfig(str(error)) from error
+
+
+@contextmanager
+def _as_settings() -> Iterator[None]:
+    """What a training refuses before it begins is a matter of settings."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
         raise InvalidConfig(str(error)) from error
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,31 @@ class TestCheckpoints:
         assert run(again, self.config(tmp_path)) == 20
         assert again.seen == []
         assert again.weight.item() > 1.0
+
+    @pytest.mark.parametrize("patience", [0, 3])
+    def test_remember_the_best_weights(self, tmp_path, patience):
+        class Judged(Toy):
+            """Best where its weight is nearest to 0.3, soon after the start."""
+
+            def validation_loss(self):
+                return abs(float(self.weight) - 0.3)
+
+        config = replace(self.config(tmp_path), checks=10, patience=patience)
+        whole = Judged()
+        kept = run(whole, replace(config, checkpoint_folder=None))
+        assert kept < 10
+
+        class Cut(Judged):
+            def step_loss(self, rows, step):
+                if step == 7:
+                    raise RuntimeError("power cut")
+                return super().step_loss(rows, step)
+
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(Cut(), config)
+        for resumed in (Judged(), Judged()):  # the second finds a training that has ended
+            assert run(resumed, config) == kept
+            assert resumed.weight.item() == pytest.approx(whole.weight.item(), abs=1e-6)
 
     def test_of_another_plan_are_left_alone(self, tmp_path):
         self.interrupted(tmp_path)

@@ -153,7 +153,7 @@ def test_the_door_says_what_is_wrong(fitted: Recommender) -> None:
         fitted.predict_proba([("u00001", "nothing")])
     with pytest.raises(InvalidData, match=r"pairs\.item_id: the required column is missing; there are: user_id"):
         fitted.predict_proba(pl.DataFrame({"user_id": ["u00001"]}))
-    with pytest.raises(InvalidData, match=r"pairs: each must be a user id and an item id\. 1 row"):
+    with pytest.raises(InvalidData, match=r"pairs: each must be a tuple of a user id and an item id\. 1 row"):
         fitted.predict_proba([("u00001",)])
     with pytest.raises(InvalidData, match="ids must be String as at fit, got Int64"):
         fitted.predict_proba([(1, 2)])

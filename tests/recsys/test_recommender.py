@@ -277,6 +277,53 @@ def test_integer_ids_come_back_as_integers(config: RecommenderConfig) -> None:
         recommender.recommend(["1"])
 
 
+@pytest.mark.parametrize("k", [10**6, 2**40, 2**70])
+def test_more_is_asked_for_than_there_is(fitted: Recommender, data: Synthetic, k: int) -> None:
+    user, n_items = data.interactions["user_id"][0], data.items.height
+    assert fitted.recommend([user], k, filter_seen=False).height == n_items
+    assert 0 < fitted.retrieve([user], k, sources="vector").height < n_items
+    assert fitted.similar_items(["i00001"], k).height == n_items - 1
+    assert fitted.search(["anything"], k).height == n_items
+    assert 0 < fitted.explain(user, k=k).height <= n_items
+
+
+@pytest.mark.parametrize(
+    "table",
+    [pd.DataFrame({"user_id": ["a"]}), pl.DataFrame({"user_id": ["a"]}), pa.table({"user_id": ["a"]}), {"a": 1}],
+)
+def test_tables_are_no_lists_of_ids(fitted: Recommender, table: object) -> None:
+    for ask in (fitted.recommend, fitted.search, fitted.similar_items, fitted.delete_users):
+        with pytest.raises(InvalidData, match=r"must be a list or a series, got a .*give one of its columns"):
+            ask(table)
+
+
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_what_is_no_list_at_all(fitted: Recommender, wrong: object) -> None:
+    with pytest.raises(InvalidData, match=f"texts: must be a list of strings, got {wrong}"):
+        fitted.search(wrong)
+    with pytest.raises(InvalidConfig, match=r"sources=\[3\]: known are"):
+        fitted.retrieve(["a"], sources=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tuning": {"scope": "last", "n_last": 99}}, "n_last=99 is over the . blocks"),
+        (
+            {"tuning": {"scope": "last", "n_last": 1}, "contrastive": {"adversarial": 1.0}},
+            "scope='last' does not train",
+        ),
+        ({"training": {"strategy": "none such"}}, "none such"),
+    ],
+)
+def test_settings_with_which_nothing_can_be_trained(
+    config: RecommenderConfig, data: Synthetic, settings: dict[str, dict[str, object]], message: str
+) -> None:
+    changed = {name: replace(getattr(config, name), **values) for name, values in settings.items()}
+    with pytest.raises(InvalidConfig, match=message):
+        Recommender(replace(config, **changed)).fit(data.interactions, data.items)
+
+
 def test_one_user_one_item_and_short_lists(config: RecommenderConfig, caplog: pytest.LogCaptureFixture) -> None:
     interactions, items = tables([("ada", "x", 0)], {"x": "the only thing"})
     recommender = Recommender(config).fit(interactions, items)

@@ -173,6 +173,14 @@ class TestWhere:
         assert lists.select(fulfils.all()).item()
         assert lists["source"].str.ends_with("where").all()
 
+    @pytest.mark.parametrize("form", [lambda moment: moment, datetime.date, str, lambda m: m.replace(tzinfo=None)])
+    def test_points_in_time_in_any_form(self, fitted, users, data, form):
+        middle = data.items["created_at"].median().replace(hour=0, minute=0, second=0, microsecond=0)
+        lists = fitted.recommend(users, 5, rules=Rules(where={"created_at": (form(middle), None)}))
+        shown = data.items.filter(pl.col("item_id").is_in(lists["item_id"].implode()))
+        assert lists.height
+        assert shown["created_at"].min() >= middle
+
     def test_by_category(self, fitted, users, data):
         topic = data.items["categories"].list.last()[0]
         lists = with_items(
@@ -184,6 +192,12 @@ class TestWhere:
         with caplog.at_level(logging.WARNING, logger="recsys"):
             assert fitted.recommend(users, 3, rules=Rules(where={"price": (1e9, None)})).is_empty()
         assert "20 of 20 lists have fewer than k=3 items" in caplog.text
+
+
+def test_factors_may_be_whole_and_fractional(fitted, users):
+    ways = ({"b1": 2, "b2": 0.5}, {"b1": 2.0, "b2": 0.5})
+    first, second = (fitted.recommend(users, 5, rules=Rules(boosts={"brand": factors})) for factors in ways)
+    assert first.equals(second)
 
 
 def test_freshness_prefers_newer_items(fitted, users, data):
@@ -269,6 +283,11 @@ class TestRefused:
             ({"boosts": {"seller": {"x": 2}}}, "rules.boosts: the items have no column 'seller'"),
             ({"where": {"price": (1, 2, 3)}}, r"rules.where\['price'\]=\(1, 2, 3\) must be \(least, most\), or a list"),
             ({"where": {"price": ("cheap", None)}}, r"rules.where\['price'\]: \('cheap', None\) cannot be compared"),
+            ({"where": {"price": (9.0, 1.0)}}, r"rules.where\['price'\]=\(9.0, 1.0\): nothing lies between them"),
+            (
+                {"where": {"created_at": ("soon", None)}},
+                r"rules.where\['created_at'\]: \('soon', None\) cannot be comp",
+            ),
             ({"where": {"price": ["cheap"]}}, r"rules.where\['price'\]: \['cheap'\] cannot be compared with.*Float64"),
         ],
     )
@@ -288,6 +307,10 @@ class TestRefused:
     def test_items_and_values_that_are_not_there(self, fitted, users, given, message):
         with pytest.raises(InvalidData, match=message):
             fitted.recommend(users, 5, rules=Rules(**given))
+
+    def test_what_is_no_rules(self, fitted, users):
+        with pytest.raises(InvalidConfig, match=r"rules=\{'diversity': 0.3\} must be a Rules"):
+            fitted.recommend(users, 5, rules={"diversity": 0.3})
 
     def test_what_has_nothing_to_go_by(self, fitted):
         state = fitted._state
