@@ -227,7 +227,7 @@ def config_of(arguments: argparse.Namespace, config: RecommenderConfig | None = 
         if getattr(arguments, name, None) is not None:
             given[name] = getattr(arguments, name)
     if getattr(arguments, "ignore_columns", None) is not None:
-        given["ignore_columns"] = tuple(filter(None, arguments.ignore_columns.split(",")))
+        given["ignore_columns"] = tuple(filter(None, map(str.strip, arguments.ignore_columns.split(","))))
     config = replace(config, **given)
     try:
         resolve_encoder(config.encoder.model)

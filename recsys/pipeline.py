@@ -6,6 +6,7 @@ newest data, while encoder, interest model and ranker stay: at serving, as at tr
 that learnt from what lies before the items which they score.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -145,6 +146,9 @@ def learn_first_stage(tables: Tables, config: RecommenderConfig, device: str) ->
     """
     notes = Notes(tables.notes)
     catalogue = Catalogue.of(tables.items, ignore_columns=config.ignore_columns)
+    absent = [name for name in config.ignore_columns if name not in tables.items.columns]
+    if absent:
+        notes.add(f"ignore_columns: the items have no column {', '.join(absent)}.", level=logging.WARNING)
     windows = make_windows(tables.interactions, config.windows)
     notes.add(f"windows: {windows.kind}. {windows.reason}")
     hide_seen = decide_seen(tables.interactions, config, notes)

@@ -19,6 +19,8 @@ from recsys.errors import InvalidConfig, InvalidData
 FloatArray = npt.NDArray[np.float64]
 
 LEVEL = 0.05
+FEWEST_PEOPLE = 5  # what fewer people have in common is no finding
+NO_MERIT = ("novelty", "ild", "popularity_lift")  # more of it is neither better nor worse
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -35,7 +37,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def differences(
-    values: Mapping[str, tuple[FloatArray, FloatArray]], pairs: Sequence[tuple[str, str]], metric: str
+    values: Mapping[str, tuple[FloatArray, FloatArray]],
+    pairs: Sequence[tuple[str, str]],
+    metric: str,
+    *,
+    n_people: int,
 ) -> tuple[Difference, ...]:
     """Paired differences with percentile intervals, two-sided p-values, and verdicts after Holm's correction.
 
@@ -47,22 +53,25 @@ def differences(
         values: system to (n_users,) values, and (n_samples,) means over the same resamples for every system.
         pairs: who is compared with whom.
         metric: its name.
+        n_people: whose values they are; fewer than rows where people are asked at several cuts.
     """
-    raw = [_difference(*values[system], *values[other]) for system, other in pairs]
+    raw = [_difference(*values[system], *values[other], n_people) for system, other in pairs]
     adjusted = holm([p for *_, p in raw])
     return tuple(
         Difference(
             system=system, other=other, metric=metric, difference=mean, low=low, high=high, p=p, p_adjusted=corrected,
-            verdict=verdict(mean, corrected),
+            verdict=verdict(mean, corrected, metric),
         )
         for (system, other), (mean, low, high, p), corrected in zip(pairs, raw, adjusted, strict=True)
     )  # fmt: skip
 
 
-def verdict(difference: float, p_adjusted: float) -> str:
-    """ "better", "worse" or "undecided"."""
-    if p_adjusted >= LEVEL or difference == 0:
+def verdict(difference: float, p_adjusted: float, metric: str) -> str:
+    """ "better", "worse" or "undecided"; "higher" or "lower" where the metric is no merit."""
+    if not p_adjusted < LEVEL or difference == 0:
         return "undecided"
+    if metric.startswith(NO_MERIT):
+        return "higher" if difference > 0 else "lower"
     return "better" if difference > 0 else "worse"
 
 
@@ -93,6 +102,8 @@ def compare(
         InvalidData: there is no such result, or they had different tests or users.
         InvalidConfig: nothing can be compared.
     """
+    if n_samples < 1:
+        raise InvalidConfig(f"n_samples={n_samples} must be at least 1")
     old, new = ResultFolder(Path(a)), ResultFolder(Path(b))
     if old.result.test_hash != new.result.test_hash:
         raise InvalidData(
@@ -113,12 +124,15 @@ def compare(
                 (protocol, part) for part in _compared(old, new, protocol, first, second, wanted, n_samples, seed)
             ]
     if not found:
-        raise InvalidConfig(f"{a} and {b} have no system in common; name one of each")
+        there = "; ".join(f"{folder.path} has {', '.join(folder.result.systems)}" for folder in (old, new))
+        raise InvalidConfig(f"{a} and {b} have nothing to compare under the same protocol: {there}")
     corrected = holm([part.p for _, part in found])
     tables: dict[str, list[dict[str, Any]]] = {}
     for (protocol, part), p in zip(found, corrected, strict=True):
         row = {name: getattr(part, name) for name in part.__slots__}
-        tables.setdefault(protocol, []).append({**row, "p_adjusted": p, "verdict": verdict(part.difference, p)})
+        tables.setdefault(protocol, []).append(
+            {**row, "p_adjusted": p, "verdict": verdict(part.difference, p, part.metric)}
+        )
     return {"a": str(a), "b": str(b), "test_hash": new.result.test_hash, "n_comparisons": len(found), "tables": tables}
 
 
@@ -146,11 +160,16 @@ def _compared(
         )
     owners = (a["user_id"].rank("dense").cast(int) - 1).to_numpy()
     values = [frame.select(wanted).to_numpy().astype(np.float64) for frame in (a, b)]
+    known = ~(np.isnan(values[0]) | np.isnan(values[1]))
+    values = [np.where(known, part, np.nan) for part in values]  # a metric may say nothing of somebody on one side
     means = [metrics.bootstrap_means(part, n_samples=n, seed=seed, owners=owners) for part in values]
     made = []
     for column, name in enumerate(wanted):
+        if not known[:, column].any():
+            continue
+        n_people = len(np.unique(owners[known[:, column]]))
         named = {side: (values[place][:, column], means[place][:, column]) for place, side in enumerate(("old", "new"))}
-        (part,) = differences(named, [("new", "old")], name)
+        (part,) = differences(named, [("new", "old")], name, n_people=n_people)
         made.append(
             Difference(**{**{key: getattr(part, key) for key in part.__slots__}, "system": second, "other": first})
         )
@@ -158,15 +177,16 @@ def _compared(
 
 
 def _difference(
-    a: FloatArray, means_a: FloatArray, b: FloatArray, means_b: FloatArray
+    a: FloatArray, means_a: FloatArray, b: FloatArray, means_b: FloatArray, n_people: int
 ) -> tuple[float, float, float, float]:
+    """Mean, interval and p; of too few people, or where everybody differs by the same, nothing can be said: p is 1."""
     mean = float(np.nanmean(a - b))
     drawn = means_a - means_b
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     error = float(np.nanstd(drawn))
-    if error == 0:
-        return mean, float(low), float(high), 1.0 if mean == 0 else 0.0
-    return mean, float(low), float(high), float(2 * stats.t.sf(abs(mean) / error, max(1, len(a) - 1)))
+    if n_people < FEWEST_PEOPLE or error <= 1e-9 * abs(mean):
+        return mean, float(low), float(high), 1.0
+    return mean, float(low), float(high), float(2 * stats.t.sf(abs(mean) / error, n_people - 1))
 
 
 def render_comparison(found: Mapping[str, Any]) -> str:

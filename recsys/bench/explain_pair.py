@@ -37,6 +37,13 @@ def explain_pair(folder: ResultFolder, user: str, item: str) -> list[dict[str, A
         raise InvalidData(
             table=str(folder.path), rule=f"user {user!r} was not tested", remedy="take one of truth.parquet"
         )
+    frames = (folder.truth, folder.lists, folder.candidates)
+    if all(frame.filter(is_item).is_empty() for frame in frames):
+        raise InvalidData(
+            table=str(folder.path),
+            rule=f"knows no item {item!r}: nobody took it in the test, and no list or candidates hold it",
+            remedy="check its spelling",
+        )
     if TWO_STAGE not in folder.candidates["system"]:
         raise InvalidData(
             table=str(folder.path),
@@ -75,7 +82,10 @@ def _answer(
     cold = bool(wanted.height and wanted["cold_item"][0])
     where = f"Under {here['protocol']!r}" + (f", cut {here['cut']}" if len(folder.result.cuts) > 1 else "")
     about = f"item {item} {'was' if wanted.height else 'was not'} what user {user} took"
-    if place is None:
+    if place is None and final is not None:
+        stage = "shown" if final <= k else "cut off"
+        what = f"it is at rank {final} of the list, though not among the candidates that were kept"
+    elif place is None:
         stage = "retrieval"
         what = "no source brought it among the candidates, so the ranker never saw it"
         what += "; it had no interaction before the cut" if cold else ""

@@ -1,20 +1,21 @@
 """May this result go out? A result against a baseline: no regression, no leak, nothing too good to be true.
 
-Owns the checks. They read two results; where both are folders of the same test, users are paired, otherwise only the
-means are compared.
+Owns the checks. They read two results. Where both are folders of the same test, users are paired; of two tests, means
+and intervals are compared.
 """
 
 from pathlib import Path
 from typing import Any
 
 from recsys.bench.comparison import compare
-from recsys.bench.result import RESULT, BenchResult, read_result
+from recsys.bench.result import RESULT, BenchResult, Estimate, read_result
 from recsys.errors import InvalidConfig
 
 PASSED = "passed"
 REGRESSION = "regression"
 TOO_GOOD = "too good to be true"
 LEAK = "leak"
+FEWEST_USERS = 30  # means over fewer say nothing
 
 
 def gate(
@@ -28,10 +29,11 @@ def gate(
 ) -> dict[str, Any]:
     """Check a result against a baseline.
 
-    A protocol regresses where the metric is more than `tolerance` below the baseline's (as a share of it) and, where
-    users can be paired, the difference is not a matter of chance: the upper end of its interval is below 0. It is too
-    good to be true where it is more than `jump` times the baseline's. What the run itself flagged counts as well,
-    unless the baseline was flagged for the same.
+    A protocol regresses where the metric is more than `tolerance` below the baseline's (as a share of it) and the
+    difference is no matter of chance: where users can be paired, the upper end of its interval is below 0; where the
+    tests differ, the two intervals lie apart. It is too good to be true where it is more than `jump` times the
+    baseline's. A protocol with fewer than 30 users on either side is named and not judged, one of the baseline that the
+    result lacks is a regression. What the run itself flagged counts as well, unless the baseline was flagged for it.
 
     Args:
         result: results folder, or its JSON.
@@ -42,8 +44,8 @@ def gate(
         jump: factor of a gain that nobody believes, above 1.
 
     Returns:
-        `verdict`: "passed" or the first check's that failed; `system`, `metric`, `paired`, and `checks`: each with
-        `protocol`, `verdict`, `value`, `baseline` and a `message`.
+        `verdict`: "passed" or the first check's that failed; `system`, `metric`, `paired`, `same_test`, and `checks`:
+        each with `protocol`, `verdict`, `value`, `baseline` and a `message`.
 
     Raises:
         InvalidData: there is no such result.
@@ -53,7 +55,7 @@ def gate(
         raise InvalidConfig(f"tolerance={tolerance} must be 0 or more and jump={jump} above 1")
     new, old = read_result(result), read_result(against)
     name = metric or f"ndcg@{new.k}"
-    new_values, old_values = _means(new, system, name), _means(old, system, name)
+    new_values, old_values = _found(new, system, name), _found(old, system, name)
     shared = [protocol for protocol in new_values if protocol in old_values]
     if not shared:
         raise InvalidConfig(
@@ -61,10 +63,21 @@ def gate(
             f"{', '.join(new.systems)} and {', '.join(old.systems)}"
         )
     paired = _paired(Path(result), Path(against), new, old, system, name)
+    same_test = new.test_hash == old.test_hash
     checks = [
-        _check(protocol, new_values[protocol], old_values[protocol], paired.get(protocol), name, tolerance, jump)
+        _check(
+            protocol, new_values[protocol], old_values[protocol], paired.get(protocol), name, tolerance, jump,
+            same_test=same_test,
+        )
         for protocol in shared
-    ]
+    ]  # fmt: skip
+    checks += [
+        {
+            "protocol": protocol, "verdict": REGRESSION, "value": None, "baseline": was.mean,
+            "message": f"{protocol}: the baseline has it, the result does not",
+        }
+        for protocol, (was, _) in old_values.items() if protocol not in new_values
+    ]  # fmt: skip
     known = {(flag.kind, flag.what) for flag in old.flags}
     checks += [
         {"protocol": None, "verdict": flag.kind, "value": None, "baseline": None, "message": flag.message}
@@ -73,12 +86,16 @@ def gate(
     ]
     failed = [check["verdict"] for check in checks if check["verdict"] != PASSED]
     verdict = failed[0] if failed else PASSED
-    return {"verdict": verdict, "system": system, "metric": name, "paired": bool(paired), "checks": checks}
-
-
-def _means(result: BenchResult, system: str, metric: str) -> dict[str, float]:
     return {
-        table.protocol: float(row.metrics[metric].mean or 0.0)
+        "verdict": verdict, "system": system, "metric": name, "paired": bool(paired), "same_test": same_test,
+        "checks": checks,
+    }  # fmt: skip
+
+
+def _found(result: BenchResult, system: str, metric: str) -> dict[str, tuple[Estimate, int]]:
+    """Protocol to the metric and how many users it is of."""
+    return {
+        table.protocol: (row.metrics[metric], table.n_users)
         for table in result.tables
         for row in table.rows
         if row.system == system and metric in row.metrics
@@ -104,18 +121,34 @@ def _paired(
 
 def _check(
     protocol: str,
-    value: float,
-    baseline: float,
+    new: tuple[Estimate, int],
+    old: tuple[Estimate, int],
     interval: tuple[float, float] | None,
     metric: str,
     tolerance: float,
     jump: float,
+    *,
+    same_test: bool,
 ) -> dict[str, Any]:
-    lost = value < baseline * (1 - tolerance) and (interval is None or interval[1] < 0)
-    gained = value > baseline * jump and value > 0
+    value, baseline = (float(found.mean or 0.0) for found, _ in (new, old))
+    few = min(new[1], old[1])
+    judged = few >= FEWEST_USERS
+    lost = judged and value < baseline * (1 - tolerance) and _surely_below(new[0], old[0], interval, same_test)
+    gained = judged and value > baseline * jump > 0.0
     verdict = REGRESSION if lost else TOO_GOOD if gained else PASSED
     surely = "" if interval is None else f", difference {interval[0]:+.4f} to {interval[1]:+.4f} user by user"
     message = f"{protocol}: {metric} {value:.4f}, baseline {baseline:.4f}{surely}"
+    message += "" if same_test else " (another test)"
+    message += "" if judged else f"; {few} users are too few to judge"
     if gained:
         message += f"; more than {jump:g} times the baseline: look for a leak before you believe it"
     return {"protocol": protocol, "verdict": verdict, "value": value, "baseline": baseline, "message": message}
+
+
+def _surely_below(new: Estimate, old: Estimate, interval: tuple[float, float] | None, same_test: bool) -> bool:
+    """Whether a loss is no matter of chance, as far as can be seen."""
+    if interval is not None:
+        return interval[1] < 0
+    if same_test or new.high is None or old.low is None:
+        return True
+    return new.high < old.low

@@ -11,7 +11,7 @@ from pathlib import Path
 from recsys.bench.charts import Bar, bars, lines, points
 from recsys.bench.names import BI_ENCODER, RETRIEVAL, SOURCE, TWO_STAGE
 from recsys.bench.page import html_table, page, pairs_list
-from recsys.bench.result import BenchResult, Estimate, ResultFolder, Row, Table
+from recsys.bench.result import REPORT, RESULT, BenchResult, Estimate, ResultFolder, Row, Table
 from recsys.bench.waterfall import Waterfall, waterfalls
 from recsys.errors import InvalidConfig
 
@@ -52,6 +52,8 @@ def report(folder: ResultFolder) -> str:
 def headline(result: BenchResult) -> str:
     """What the first table says, in words that need no other."""
     table, metric = result.tables[0], f"ndcg@{result.k}"
+    if not table.rows:
+        return f"No system has lists under “{table.protocol}”."
     ranked = sorted(table.rows, key=lambda row: -_mean(row, metric))
     best = ranked[0]
     value = f"{metric} {_mean(best, metric):.4f}, {table.protocol}"
@@ -59,7 +61,8 @@ def headline(result: BenchResult) -> str:
     hit = best.metrics.get(f"hitrate@{result.k}")
     if hit is not None and hit.mean is not None:
         said += f" {hit.mean:.0%} of {table.n_users:,} people find something they then took among the first {result.k}."
-    judged = [found for found in table.differences if found.system == TWO_STAGE and found.metric == metric]
+    who = _judged(table, metric)
+    judged = [found for found in table.differences if found.system == who and found.metric == metric]
     for verdict, words in (
         ("better", "clearly better than"),
         ("worse", "clearly worse than"),
@@ -67,7 +70,7 @@ def headline(result: BenchResult) -> str:
     ):
         names = [f"“{found.other}”" for found in judged if found.verdict == verdict]
         if names:
-            said += f" “{TWO_STAGE}” is {words} {', '.join(names)}."
+            said += f" “{who}” is {words} {', '.join(names)}."
     if result.flags:
         said += " Read the warnings below before you believe any of it."
     return said
@@ -157,9 +160,17 @@ def _stages(found: Waterfall) -> str:
     )
 
 
+def _judged(table: Table, metric: str) -> str:
+    """Whom the table is about: both stages, else whoever was compared with all others, else the best."""
+    systems = [row.system for row in sorted(table.rows, key=lambda row: -_mean(row, metric))]
+    compared = [found.system for found in table.differences]
+    about_one = compared[:1] if len(set(compared)) == 1 and len(compared) == len(systems) - 1 else []
+    return next((name for name in (TWO_STAGE, *about_one) if name in systems), systems[0] if systems else "")
+
+
 def _segments(table: Table, result: BenchResult) -> str:
     metric, parts = f"ndcg@{result.k}", []
-    judged = TWO_STAGE if any(found.system == TWO_STAGE for found in table.segments) else result.systems[-1]
+    judged = _judged(table, metric)
     other = _best_other(table, metric, judged)
     for segment in dict.fromkeys(found.segment for found in table.segments):
         mine = [found for found in table.segments if found.segment == segment]
@@ -314,8 +325,9 @@ def _day(moment: object) -> str:
 
 def command(arguments: argparse.Namespace) -> int:
     """Run `recsys-bench report`."""
-    folder = ResultFolder(Path(arguments.result))
-    out = folder.path / "report.html" if arguments.out is None else Path(arguments.out)
+    given = Path(arguments.result)
+    folder = ResultFolder(given.parent if given.name == RESULT else given)
+    out = folder.path / REPORT if arguments.out is None else Path(arguments.out)
     if out.suffix != ".html":
         raise InvalidConfig(f"--out {out} must be a file that ends in .html")
     out.absolute().parent.mkdir(parents=True, exist_ok=True)

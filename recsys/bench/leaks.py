@@ -112,7 +112,7 @@ def too_good(tables: Sequence[Table], k: int) -> list[Flag]:
         best = max(simple, default=None)
         for row in table.rows:
             ndcg, recall = (row.metrics[name].mean or 0.0 for name in (metric, f"recall@{k}"))
-            ceiling = row.candidate_recall or 0.0
+            ceiling = row.ceiling or row.candidate_recall or 0.0
             reason = None
             if ndcg >= ALMOST_ALL and table.n_users >= MIN_ITEMS:
                 reason = f"{metric} is {ndcg:.3f}, almost the best possible"

@@ -217,7 +217,7 @@ def _protocol_table(
             _row(system, [answer for answer in mine if answer.system == system], prepared, estimates(values, names, m))
             for (system, values), m in zip(columns.items(), means.values(), strict=True)
         ),
-        differences=differences(main, compared(systems, reference), f"ndcg@{prepared.k}"),
+        differences=differences(main, compared(systems, reference), f"ndcg@{prepared.k}", n_people=people.n_unique()),
         segments=parts,
         fairness=gaps,
     )
@@ -260,9 +260,14 @@ def _row(system: str, answers: Sequence[Answers], prepared: Prepared, found: dic
         for answer, (_, protocol) in zip(answers, truths, strict=True)
     ]
     n_found = sum(
-        pairs.join(answer.candidates, on=["user_id", "item_id"], how="semi").height
+        pairs.join(metrics.first_k(answer.candidates, DEPTH), on=["user_id", "item_id"], how="semi").height
         for answer, pairs in zip(answers, cold, strict=True)
     )
+    ceilings = [
+        metrics.recall(metrics.hit_matrix(answer.candidates, protocol.truth, depth), depth)
+        for answer, (_, protocol) in zip(answers, truths, strict=True)
+        if answer.staged and (depth := int(answer.candidates["rank"].max() or DEPTH))  # type: ignore[arg-type]
+    ]
     n_cold = sum(pairs.height for pairs in cold)
     n_users = sum(len(protocol.users) for _, protocol in truths)
     full = sum(_n_full(answer.lists, k) for answer in answers)
@@ -275,6 +280,7 @@ def _row(system: str, answers: Sequence[Answers], prepared: Prepared, found: dic
         system=system,
         metrics={**found, **{name: Estimate(mean=value) for name, value in over_all.items()}},
         candidate_recall=float(np.concatenate(recalls).mean()),
+        ceiling=float(np.concatenate(ceilings).mean()) if ceilings else None,
         cold_recall=n_found / n_cold if n_cold else None,
         short_lists=n_users - full,
         calibration=_calibration(answers, prepared),

@@ -7,3 +7,7 @@ NO_INTEREST = "two-stage: no interest"
 NO_TEXT = "two-stage: no text"
 SOURCE = "two-stage: source:"
 BUY_AGAIN = "buy-again"
+SOURCES = (
+    "vector", "similar", "covisitation", "ease", "lexical", "lookalike", "category", "repeat", "popular", "recent",
+    "trending",
+)  # fmt: skip

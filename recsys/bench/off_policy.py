@@ -161,7 +161,11 @@ def _check_log(log: pl.DataFrame) -> pl.DataFrame:
         raise InvalidData(table="log", rule="must not be empty", remedy="pass at least one shown item")
     users = pl.col("user_id" if "user_id" in log.columns else "impression_id").alias("user_id")
     kept = log.select(
-        users, "impression_id", "item_id", pl.col("reward").cast(pl.Float64), pl.col("propensity").cast(pl.Float64)
+        users,
+        "impression_id",
+        "item_id",
+        pl.col("reward").cast(pl.Float64, strict=False),
+        pl.col("propensity").cast(pl.Float64, strict=False),
     )
     _refuse(kept, ~pl.col("reward").is_finite().fill_null(value=False), "log", "reward", "must be a finite number")
     share = pl.col("propensity")
@@ -176,7 +180,7 @@ def _check_log(log: pl.DataFrame) -> pl.DataFrame:
 
 def _check_policy(policy: pl.DataFrame, shown: pl.DataFrame, key: str) -> pl.DataFrame:
     _need(policy, (key, "item_id", "probability"), "policy")
-    new = policy.select(key, "item_id", pl.col("probability").cast(pl.Float64))
+    new = policy.select(key, "item_id", pl.col("probability").cast(pl.Float64, strict=False))
     share = pl.col("probability")
     bad = ~((share >= 0) & (share <= 1 + 1e-9)).fill_null(value=False)
     _refuse(new, bad, "policy", "probability", "must lie in [0, 1]")
@@ -242,7 +246,7 @@ def _user_sums(shown: pl.DataFrame, new: pl.DataFrame, key: str, seed: int) -> F
         w=pl.col("weight").sum(),
         corrected=(pl.col("weight") * (pl.col("reward") - pl.col("q"))).sum(),
         r=pl.col("reward").sum(),
-        rows=pl.len().cast(pl.Float64),
+        rows=pl.len().cast(pl.Float64, strict=False),
     )
     impressions = shown.select("user_id", "impression_id", "fold").unique()
     expected = (

@@ -95,6 +95,10 @@ def read_lists(path: str | Path, prepared: Prepared, taken: Sequence[str] = ()) 
     double = sorted(set(found["system"]) & set(taken))
     if double:
         raise _refusal(path, f"holds a system {double[0]!r}, which is there already", "give it another name")
+    known = {protocol.name for cut in prepared.cuts for protocol in cut.protocols}
+    foreign = sorted(set(found["protocol"].cast(pl.String).fill_null("null")) - known)
+    if foreign:
+        raise _refusal(path, f"has the protocol {foreign[0]!r}", f"this split has: {', '.join(sorted(known))}")
     answers = []
     for system in found["system"].unique(maintain_order=True):
         for cut in prepared.cuts:
@@ -144,6 +148,11 @@ def _read(path: str | Path) -> pl.DataFrame:
     missing = [name for name in COLUMNS if name not in found.columns]
     if missing:
         raise _refusal(path, f"the column {missing[0]} is missing", f"give {', '.join(COLUMNS)}")
+    wrong = [name for name in ("cut", "rank", "score") if not found[name].dtype.is_numeric()]
+    if wrong:
+        raise _refusal(path, f"{wrong[0]} is {found[wrong[0]].dtype}, not a number", "keep to the form of the docs")
+    if found.is_empty() or found["system"].null_count():
+        raise _refusal(path, "has no row, or a row without system", "give the lists of at least one system")
     return found
 
 

@@ -21,7 +21,7 @@ from recsys.schema import Tables, validate
 from recsys.splits import Split, SplitKind
 
 DEPTH = 100
-"""How many candidates of each system are looked at."""
+"""How many candidates of each system count for recall@100."""
 
 REPEATS = "repeats counted"
 NEW_ONLY = "new items only"

@@ -34,6 +34,7 @@ from recsys.splits import SplitKind
 
 FORMAT = 2
 RESULT = "result.json"
+REPORT = "report.html"
 FRAMES = ("per_user", "lists", "candidates", "truth")
 
 
@@ -56,6 +57,7 @@ class Row:
             "hitrate@10", "map@10", "mrr@10" at every depth of `BenchResult.ks`, and "novelty@k", "ild@k",
             "popularity_lift@k", "serendipity@k" at `k`. Over all lists, without interval: "coverage@k", "gini@k".
         candidate_recall: recall@100 of the candidates.
+        ceiling: of a system with two stages, recall of all candidates that the second stage chose from; else None.
         cold_recall: share of the pairs whose item has no interaction in train that are among the user's 100
             candidates; None where there is no such pair.
         short_lists: users with fewer than k items.
@@ -77,6 +79,7 @@ class Row:
     ask_seconds: float
     users_per_second: float
     peak_mb: float
+    ceiling: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +95,8 @@ class Difference:
         high: upper end.
         p: two-sided, uncorrected.
         p_adjusted: after Holm's correction for all comparisons of the table.
-        verdict: "better", "worse" or "undecided", by `p_adjusted` below 0.05.
+        verdict: "better", "worse" or "undecided", by `p_adjusted` below 0.05; "higher" or "lower" of a metric that is
+            no merit, such as novelty.
     """
 
     system: str
@@ -315,7 +319,10 @@ class ResultFolder:
             raise InvalidData(
                 table=str(path), rule="does not exist", remedy="give a folder that recsys-bench run wrote"
             )
-        return pl.read_parquet(path)
+        try:
+            return pl.read_parquet(path)
+        except pl.exceptions.PolarsError as error:
+            raise InvalidData(table=str(path), rule=f"is damaged ({error})", remedy="run recsys-bench again") from error
 
 
 def read_result(path: str | Path) -> BenchResult:
@@ -331,7 +338,14 @@ def read_result(path: str | Path) -> BenchResult:
         raise InvalidData(
             table=str(path), rule=f"is no result ({error})", remedy="give a folder that recsys-bench run wrote"
         ) from error
-    return BenchResult.from_dict(values)
+    if not isinstance(values, dict):
+        raise InvalidData(table=str(path), rule="is no result", remedy="give a folder that recsys-bench run wrote")
+    try:
+        return BenchResult.from_dict(values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidData(
+            table=str(path), rule=f"is a damaged result ({error!r})", remedy="run recsys-bench again"
+        ) from error
 
 
 def as_json(value: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from recsys.bench.measure import N_SAMPLES, Measured, measure
 from recsys.bench.outside import read_lists
 from recsys.bench.protocols import KS, Repeats, prepare
-from recsys.bench.result import FRAMES, RESULT, BenchResult, as_json
+from recsys.bench.result import FRAMES, REPORT, RESULT, BenchResult, as_json
 from recsys.bench.systems import DEFAULT, Answers, Systems, ask
 from recsys.bench.tracking import Tracker, check_tracker, track
 from recsys.config import RecommenderConfig
@@ -82,6 +82,10 @@ def run_bench(
         Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
     if tracker is not None:
         check_tracker(tracker, logs)
+    if n_samples < 1:
+        raise InvalidConfig(f"n_samples={n_samples} must be at least 1")
+    if not systems and not lists:
+        raise InvalidConfig("there is no system to measure; name one, or give a file of lists")
     if reference is not None and reference not in systems:
         raise InvalidConfig(f"reference {reference!r} is none of the systems {', '.join(systems)}")
     prepared = prepare(
@@ -137,3 +141,6 @@ def refuse_foreign(folder: Path) -> None:
     others = {path.name for path in folder.iterdir()} - {LOGS} if folder.is_dir() else set()
     if folder.is_file() or (others and RESULT not in others):
         raise PublishRefused(f"{folder} exists and holds no results; give another folder or remove it")
+    foreign = sorted(others - {RESULT, REPORT, *(f"{name}.parquet" for name in FRAMES)})
+    if foreign:
+        raise PublishRefused(f"{folder} holds {foreign[0]} beside results; move it, or give another folder")

@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "ignore_columns": (list,),
     "config": (dict,),
 }
+ELEMENTS = {"ks": int}  # of the lists; the others hold strings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,11 @@ def read_scenario(path: str | Path) -> Scenario:
             raise InvalidConfig(f"scenario {path}: unknown key {key}; {hint}")
         if not isinstance(value, KINDS[key]) or isinstance(value, bool):
             raise InvalidConfig(f"scenario {path}: {key} must be {KINDS[key][0].__name__}, got {value!r}")
+        if isinstance(value, list):
+            kind = ELEMENTS.get(key, str)
+            wrong = [part for part in value if not isinstance(part, kind) or isinstance(part, bool)]
+            if wrong:
+                raise InvalidConfig(f"scenario {path}: {key} must hold {kind.__name__} values, got {wrong[0]!r}")
     config = values.pop("config", {})
     if "data" in values:
         values["data"] = _filled(values["data"], path)

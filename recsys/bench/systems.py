@@ -4,6 +4,7 @@ Owns the names. A two-stage system is fitted once for all its names: "two-stage"
 Anything with `fit(interactions, items, as_of=)` and `recommend(users, k, filter_seen=)` can stand beside them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from recsys import baselines
 from recsys.bench import learned
-from recsys.bench.names import BI_ENCODER, BUY_AGAIN, NO_INTEREST, NO_TEXT, RETRIEVAL, SOURCE, TWO_STAGE
+from recsys.bench.names import BI_ENCODER, BUY_AGAIN, NO_INTEREST, NO_TEXT, RETRIEVAL, SOURCE, SOURCES, TWO_STAGE
 from recsys.bench.protocols import COLD_USERS, DEPTH, Cut, Prepared
 from recsys.bench.protocols import Protocol as Asked
 from recsys.bench.sharing import Ours, SharedFits
@@ -63,7 +64,8 @@ class Answers:
         system: its name.
         protocol: the protocol's name.
         lists: `user_id`, `item_id`, `rank`, `score`: the first places, in final order.
-        candidates: the same columns, the first `DEPTH` before the final order; `source` for two-stage systems.
+        candidates: the same columns, the first `DEPTH` before the final order; of a system with two stages all that its
+            second stage chose from, with `source`.
         fit: what the fit took.
         ask: what the lists took.
         cut: the place of the cut.
@@ -119,15 +121,30 @@ def ask(
             found += answered
             notes += said
         for variant in VARIANTS:
-            mine = [name for name in named.values() if isinstance(name, str) and variant_of(name) == variant]
+            mine = {key: name for key, name in named.items() if isinstance(name, str) and variant_of(name) == variant}
             if mine:
                 logs = _log_folder(log_folder, prepared, cut, variant)
                 ours = fit_ours(prepared, cut, variant=variant, log_folder=logs, fits=fits)
-                found += ask_ours(prepared, ours, cut, names=mine)
+                for key, name in mine.items():
+                    asked = ask_ours(prepared, ours, cut, names=[name])
+                    found += [replace(answer, system=key) for answer in asked]
                 notes += _said(variant, ours.recommender.notes, notes)
         places = {name: place for place, name in enumerate(named)}
         answers += sorted(found, key=lambda answer: places[answer.system])
+    answers, without = _of_every_cut(answers, prepared)
+    silent = [name for name in named if name not in {answer.system for answer in answers} | set(without)]
+    notes += [f"{name} has nothing to say about these data and is left out." for name in silent]
+    notes += [f"{name} has no lists for some of the cuts and is left out there." for name in without]
     return answers, tuple(dict.fromkeys(notes))
+
+
+def _of_every_cut(answers: list[Answers], prepared: Prepared) -> tuple[list[Answers], list[str]]:
+    """The answers of systems that have some in every cut of a protocol, and who else there was."""
+    cuts = Counter(protocol.name for cut in prepared.cuts for protocol in cut.protocols)
+    had = Counter((answer.system, answer.protocol) for answer in answers)
+    whole = [answer for answer in answers if had[answer.system, answer.protocol] == cuts[answer.protocol]]
+    partly = {system: None for system, protocol in had if had[system, protocol] < cuts[protocol]}
+    return whole, list(partly)
 
 
 def _said(variant: str, sentences: Sequence[str], before: Sequence[str]) -> list[str]:
@@ -143,8 +160,19 @@ def check_name(name: str) -> None:
     Raises:
         InvalidConfig: it is unknown; the message lists what there is.
     """
-    if name not in BASELINES and variant_of(name) is None:
-        known = ", ".join([*BASELINES, TWO_STAGE, RETRIEVAL, BI_ENCODER, f"{SOURCE}NAME", NO_INTEREST, NO_TEXT])
+    wrong_source = name.startswith(SOURCE) and name.removeprefix(SOURCE) not in SOURCES
+    if (name not in BASELINES and variant_of(name) is None) or wrong_source:
+        known = ", ".join(
+            [
+                *BASELINES,
+                TWO_STAGE,
+                RETRIEVAL,
+                BI_ENCODER,
+                f"{SOURCE}NAME (NAME one of {', '.join(SOURCES)})",
+                NO_INTEREST,
+                NO_TEXT,
+            ]
+        )
         raise InvalidConfig(f"system {name!r} is unknown; there are: {known}")
 
 
@@ -226,7 +254,7 @@ def _is_ours(system: str | System) -> bool:
 
 def _ask_other(name: str, system: str | System, prepared: Prepared, cut: Cut) -> tuple[list[Answers], list[str]]:
     # Without the items that a user has had, buy-again is the same as popular.
-    protocols = [asked for asked in cut.protocols if name != BUY_AGAIN or not asked.filter_seen]
+    protocols = [asked for asked in cut.protocols if system != BUY_AGAIN or not asked.filter_seen]
     if not protocols:
         return [], []
     made: Any = BASELINES[system]() if isinstance(system, str) else system
@@ -242,13 +270,13 @@ def _ask_other(name: str, system: str | System, prepared: Prepared, cut: Cut) ->
         except UnknownUsers:
             notes.append(f"{name} has no lists for {len(protocol.users)} users of {protocol.name!r}.")
             continue
-        found = _checked(found, name, protocol)
+        found = _checked(found, name, protocol, items)
         answers.append(
             Answers(
                 system=name,
                 protocol=protocol.name,
                 lists=found.filter(pl.col("rank") <= prepared.depth),
-                candidates=found,
+                candidates=found.filter(pl.col("rank") <= DEPTH),
                 fit=fit,
                 ask=usage,
                 cut=cut.place,
@@ -258,7 +286,7 @@ def _ask_other(name: str, system: str | System, prepared: Prepared, cut: Cut) ->
     return answers, notes
 
 
-def _checked(found: pl.DataFrame, name: str, protocol: Asked) -> pl.DataFrame:
+def _checked(found: pl.DataFrame, name: str, protocol: Asked, items: pl.DataFrame) -> pl.DataFrame:
     missing = [column for column in LIST_COLUMNS if column not in found.columns]
     if missing:
         raise InvalidData(
@@ -267,7 +295,19 @@ def _checked(found: pl.DataFrame, name: str, protocol: Asked) -> pl.DataFrame:
             remedy="let recommend give user_id, item_id, rank and score",
         )
     ids: Any = {column: protocol.truth.schema[column] for column in ("user_id", "item_id")}
-    return found.select(LIST_COLUMNS).cast({**ids, "rank": pl.Int32, "score": pl.Float64})
+    lists = found.select(LIST_COLUMNS).cast({**ids, "rank": pl.Int32, "score": pl.Float64})
+    for column, known in (("user_id", protocol.users), ("item_id", items["item_id"])):
+        foreign = lists.filter(~pl.col(column).is_in(known.implode()))
+        if foreign.height:
+            raise InvalidData(
+                table=f"lists of {name}",
+                column=column,
+                rule="must be one that was asked for" if column == "user_id" else "must be in the catalogue",
+                count=foreign.height,
+                rows=foreign[column].head(5).to_list(),
+                remedy="let recommend answer for the users and items that it was given",
+            )
+    return lists
 
 
 def _ask_stages(protocol: Asked, k: int, ours: Ours, cut: int, name: str) -> Answers | None:
@@ -278,9 +318,10 @@ def _ask_stages(protocol: Asked, k: int, ours: Ours, cut: int, name: str) -> Ans
         return None
     if sources is not None and protocol.name == COLD_USERS and sources not in (["popular"], ["recent"], ["trending"]):
         return None
-    found, retrieving = metered(partial(recommender.retrieve, users, DEPTH, filter_seen=seen, sources=sources))
-    final, usage = found, retrieving
     staged = name in (TWO_STAGE, NO_INTEREST, NO_TEXT)
+    depth = max(DEPTH, recommender.config.retriever.n_candidates) if staged else DEPTH
+    found, retrieving = metered(partial(recommender.retrieve, users, depth, filter_seen=seen, sources=sources))
+    final, usage = found, retrieving
     if staged:
         final, usage = metered(partial(recommender.recommend, users, k, filter_seen=seen))
     typed = {"rank": pl.Int32, "score": pl.Float64}

@@ -39,9 +39,44 @@ def test_holm_by_hand():
 
 
 def test_verdicts():
-    assert [verdict(0.1, 0.01), verdict(-0.1, 0.01), verdict(0.1, 0.05), verdict(0.0, 0.0)] == [
-        "better", "worse", "undecided", "undecided",
-    ]  # fmt: skip
+    found = [(0.1, 0.01), (-0.1, 0.01), (0.1, 0.05), (0.0, 0.0), (float("nan"), float("nan"))]
+    said = [verdict(difference, p, "ndcg@10") for difference, p in found]
+    assert said == ["better", "worse", "undecided", "undecided", "undecided"]
+    assert [verdict(d, p, "popularity_lift@10") for d, p in found[:3]] == ["higher", "lower", "undecided"]
+
+
+@pytest.mark.parametrize(("n_people", "said"), [(1, "undecided"), (4, "undecided"), (40, "better")])
+def test_a_few_people_decide_nothing(n_people, said):
+    rng = np.random.default_rng(0)
+    values = np.stack([0.5 + 0.1 * rng.random(n_people), 0.1 * rng.random(n_people)], axis=1)
+    means = bootstrap_means(values, seed=0)
+    named = {name: (values[:, column], means[:, column]) for column, name in enumerate("ab")}
+    (found,) = differences(named, [("a", "b")], "ndcg@10", n_people=n_people)
+    assert found.difference > 0.3
+    assert found.verdict == said
+
+
+def test_of_a_metric_that_says_nothing_of_some_the_same_people_are_compared(folders, tmp_path):
+    """Of the first half only A knows something, of the last quarter only B."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file in ("result.json", "per_user.parquet"):
+            (tmp_path / name / file).write_bytes((folders / "old" / file).read_bytes())
+    rows = pl.read_parquet(folders / "old" / "per_user.parquet")
+    place, n = pl.int_range(pl.len()).over("system"), pl.len().over("system")
+    rows.with_columns(
+        pl.when(place < 0.75 * n).then(pl.when(place < n // 2).then(5.0).otherwise(place % 7)).alias("ild@10")
+    ).write_parquet(tmp_path / "a" / "per_user.parquet")
+    rows.with_columns(
+        pl.when(place >= n // 2).then(pl.when(place < 0.75 * n).then(place % 7 + 1.0).otherwise(9.0)).alias("ild@10")
+    ).write_parquet(tmp_path / "b" / "per_user.parquet")
+    for part in compare(tmp_path / "a", tmp_path / "b", metrics_of=["ild@10"])["tables"]["new items only"]:
+        assert part["difference"] == pytest.approx(1.0)
+        assert part["low"] == pytest.approx(1.0)
+        assert part["high"] == pytest.approx(1.0)
+    rows.with_columns(pl.lit(None, dtype=pl.Float64).alias("ild@10")).write_parquet(tmp_path / "b" / "per_user.parquet")
+    with pytest.raises(InvalidConfig, match="nothing to compare"):
+        compare(tmp_path / "a", tmp_path / "b", metrics_of=["ild@10"])
 
 
 def test_many_comparisons_of_nothing_find_nothing():
@@ -50,7 +85,7 @@ def test_many_comparisons_of_nothing_find_nothing():
     means = bootstrap_means(values, seed=0)
     named = {f"s{column}": (values[:, column], means[:, column]) for column in range(20)}
     pairs = [(f"s{a}", f"s{b}") for a in range(20) for b in range(a)]
-    found = differences(named, pairs, "ndcg@10")
+    found = differences(named, pairs, "ndcg@10", n_people=300)
     assert sum(part.p < 0.05 for part in found) > 0
     assert {part.verdict for part in found} == {"undecided"}
 
@@ -74,15 +109,31 @@ def test_what_cannot_be_compared(folders, tmp_path):
         compare(folders / "old", folders / "other")
     with pytest.raises(InvalidConfig, match=r"both results must have err@10; there are ndcg@5, "):
         compare(folders / "old", folders / "new", metrics_of=["err@10"])
-    with pytest.raises(InvalidConfig, match="have no system in common"):
+    with pytest.raises(
+        InvalidConfig, match=r"nothing to compare under the same protocol: .*old has best, same; .*new has"
+    ):
         compare(folders / "old", folders / "new", systems=("best", "nobody"))
+    with pytest.raises(InvalidConfig, match="n_samples=0 must be at least 1"):
+        compare(folders / "old", folders / "new", n_samples=0)
     with pytest.raises(InvalidData, match="is no result"):
+        compare(tmp_path, folders / "new")
+    for text, message in (("[]", "is no result"), ('"x"', "is no result")):
+        (tmp_path / "result.json").write_text(text)
+        with pytest.raises(InvalidData, match=message):
+            compare(tmp_path, folders / "new")
+    damaged = json.loads((folders / "new" / "result.json").read_text())
+    del damaged["tables"][0]["rows"]
+    (tmp_path / "result.json").write_text(json.dumps(damaged))
+    with pytest.raises(InvalidData, match=r"is a damaged result \(KeyError\('rows'\)\)"):
         compare(tmp_path, folders / "new")
     (tmp_path / "result.json").write_text('{"format": 1}')
     with pytest.raises(InvalidData, match="the format is 1, this version reads 2"):
         compare(tmp_path, folders / "new")
     (tmp_path / "result.json").write_text((folders / "new" / "result.json").read_text())
     with pytest.raises(InvalidData, match=r"per_user.parquet: does not exist"):
+        compare(tmp_path, folders / "new")
+    (tmp_path / "per_user.parquet").write_bytes(b"half a file")
+    with pytest.raises(InvalidData, match=r"per_user.parquet: is damaged"):
         compare(tmp_path, folders / "new")
     per_user = pl.read_parquet(folders / "new" / "per_user.parquet")
     per_user.filter(pl.col("user_id") != per_user["user_id"][0]).write_parquet(tmp_path / "per_user.parquet")
@@ -116,6 +167,47 @@ class TestGate:
         )
         assert gate(tmp_path / "new.json", baseline, system="best", tolerance=0.02)["verdict"] == "regression"
         assert gate(tmp_path / "new.json", baseline, system="best", tolerance=0.05)["verdict"] == "passed"
+
+    def changed(self, folders, path, *, test_hash=None, n_users=80, protocol="new items only", **metric):
+        """The newer result with other numbers, as JSON."""
+        result = ResultFolder(folders / "new").result
+        (table,) = result.tables
+        row = replace(table.rows[0], metrics={"ndcg@10": Estimate(**metric)})
+        table = replace(table, protocol=protocol, n_users=n_users, rows=(row,))
+        result = replace(result, test_hash=test_hash or result.test_hash, tables=(table,))
+        path.write_text(as_json(result.to_dict()))
+        return path
+
+    def test_of_two_tests_the_intervals_must_lie_apart(self, folders, tmp_path):
+        old = self.changed(folders, tmp_path / "old.json", mean=0.20, low=0.18, high=0.22)
+        for high, said in ((0.19, "passed"), (0.17, "regression")):
+            new = self.changed(folders, tmp_path / "new.json", test_hash="0" * 16, mean=0.15, low=0.13, high=high)
+            found = gate(new, old, system="best")
+            assert (found["verdict"], found["same_test"]) == (said, False)
+            assert "(another test)" in found["checks"][0]["message"]
+
+    def test_few_users_are_named_and_not_judged(self, folders, tmp_path):
+        old = self.changed(folders, tmp_path / "old.json", mean=0.2, low=0.1, high=0.3, n_users=7)
+        for mean in (0.1, 0.9):
+            new = self.changed(folders, tmp_path / "new.json", mean=mean, low=0.0, high=1.0, n_users=7)
+            found = gate(new, old, system="best")
+            assert found["verdict"] == "passed"
+            assert "7 users are too few to judge" in found["checks"][0]["message"]
+
+    def test_nothing_is_too_good_beside_nothing(self, folders, tmp_path):
+        old = self.changed(folders, tmp_path / "old.json", mean=0.0, low=0.0, high=0.0)
+        assert gate(folders / "new", old, system="best")["verdict"] == "passed"
+
+    def test_a_protocol_that_is_gone_is_a_regression(self, folders, tmp_path):
+        both = ResultFolder(folders / "new").result
+        more = replace(both.tables[0], protocol="repeats counted")
+        path = tmp_path / "both.json"
+        path.write_text(as_json(replace(both, tables=(*both.tables, more)).to_dict()))
+        found = gate(folders / "new", path, system="best")
+        assert found["verdict"] == "regression"
+        assert "repeats counted: the baseline has it, the result does not" in [
+            one["message"] for one in found["checks"]
+        ]
 
     def test_a_flag_that_the_baseline_lacks(self, folders, tmp_path):
         result = ResultFolder(folders / "new").result

@@ -12,7 +12,7 @@ from indexing.encoder import EncoderConfig
 from ranking.interest import InterestConfig
 from recsys.bench import prepare, run_bench
 from recsys.bench.learned import CatalogueTooLarge, Ease, Ials, TfIdf
-from recsys.bench.names import NO_INTEREST, NO_TEXT, TWO_STAGE
+from recsys.bench.names import NO_INTEREST, NO_TEXT, SOURCES, TWO_STAGE
 from recsys.bench.systems import (
     DEFAULT,
     ask,
@@ -98,6 +98,71 @@ def test_lists_without_a_column_are_refused(data):
         run_bench(data, systems={"poor": Poor()})
 
 
+def test_lists_of_what_was_not_asked_for_are_refused(data):
+    class Stranger(Echo):
+        def recommend(self, users, k, *, filter_seen):
+            return super().recommend(users, k, filter_seen=filter_seen).with_columns(pl.lit("nobody").alias(self.wrong))
+
+    for wrong, message in (("user_id", "must be one that was asked for"), ("item_id", "must be in the catalogue")):
+        system = Stranger()
+        system.wrong = wrong
+        with pytest.raises(InvalidData, match=f"lists of mine.{wrong}: {message}.*'nobody'"):
+            run_bench(data, systems={"mine": system}, n_samples=10)
+
+
+def test_no_more_than_the_first_candidates_count(data):
+    """Whoever answers with everything finds everything, however late."""
+
+    class Everything(Echo):
+        probabilities = False
+
+        def recommend(self, users, k, *, filter_seen):
+            return super().recommend(users, k, filter_seen=filter_seen).with_columns(pl.col("rank") + 100)
+
+    result = run_bench(data, systems={"late": Everything(), "early": Echo()}, n_samples=10)
+    late, early = result.tables[0].rows
+    assert (late.candidate_recall, late.cold_recall or 0.0) == (0.0, 0.0)
+    assert early.candidate_recall > 0
+
+
+def test_a_system_that_answers_for_some_cuts_is_left_out_with_a_note(data):
+    class Moody(Echo):
+        fits = 0
+
+        def fit(self, interactions, items, *, as_of):
+            Moody.fits += 1
+            return super().fit(interactions, items, as_of=as_of)
+
+        def recommend(self, users, k, *, filter_seen):
+            if Moody.fits == 2:
+                raise UnknownUsers(users.to_list())
+            return super().recommend(users, k, filter_seen=filter_seen)
+
+    systems = {"moody": Moody(), "popular": "popular"}
+    result = run_bench(data, systems=systems, split="rolling", n_cuts=2, test_share=0.3, n_samples=10)
+    assert "moody" not in [row.system for row in result.tables[0].rows]
+    assert "moody has no lists for some of the cuts and is left out there." in result.notes
+
+
+def test_our_systems_may_have_names_of_the_callers(data, config):
+    names = {"mine": TWO_STAGE, "again": "buy-again", "nearest": "two-stage: source:similar"}
+    answers, notes = ask(prepare(data, config), names)
+    assert {answer.system for answer in answers if answer.protocol == "new items only"} == {"mine", "nearest"}
+    mine = next(answer for answer in answers if answer.system == "mine")
+    assert mine.candidates["rank"].max() > 40
+    assert mine.staged
+    assert ("again has nothing to say about these data and is left out." in notes) == (
+        "again" not in {answer.system for answer in answers}
+    )
+
+
+def test_nothing_to_measure(data):
+    with pytest.raises(InvalidConfig, match="there is no system to measure"):
+        run_bench(data, systems=[])
+    with pytest.raises(InvalidConfig, match="n_samples=0 must be at least 1"):
+        run_bench(data, systems=["popular"], n_samples=0)
+
+
 def test_names():
     for name in (*DEFAULT, "ease", "tfidf", "ials", "two-stage: source:ease", "two-stage: no interest", NO_TEXT):
         check_name(name)
@@ -105,6 +170,12 @@ def test_names():
     assert variant_of("popular") is None
     with pytest.raises(InvalidConfig, match=r"system 'best' is unknown; there are: popular, .*two-stage: no text"):
         check_name("best")
+    with pytest.raises(InvalidConfig, match=r"'two-stage: source:nope' is unknown; .*NAME one of vector, similar"):
+        check_name("two-stage: source:nope")
+
+
+def test_every_source_has_a_name(data, config):
+    assert set(fit_ours(prepare(data, config)).recommender.sources) <= set(SOURCES)
 
 
 def test_one_fit_answers_for_all_its_names(data, config):

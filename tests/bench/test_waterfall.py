@@ -77,6 +77,18 @@ def test_where_an_item_fell_out(folder, item, stage, words):
     assert words in found["sentence"]
 
 
+def test_an_item_that_nobody_knows(folder):
+    with pytest.raises(InvalidData, match=r"knows no item 'zzz': nobody took it in the test"):
+        explain_pair(folder, "a", "zzz")
+
+
+def test_an_item_of_the_list_that_is_no_kept_candidate(folder):
+    folder.candidates = folder.candidates.filter(pl.col("item_id") != "s")
+    (found,) = explain_pair(folder, "a", "s")
+    assert (found["stage"], found["candidate_rank"], found["final_rank"]) == ("shown", None, 2)
+    assert "at rank 2 of the list, though not among the candidates that were kept" in found["sentence"]
+
+
 def test_what_cannot_be_explained(folder):
     with pytest.raises(InvalidData, match="user 'z' was not tested"):
         explain_pair(folder, "z", "p")
