@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from recsys.bench.plain import shortened
+
 Series = Mapping[str, Sequence[tuple[float, float]]]
 """Points (x, y) by name."""
 
@@ -39,7 +41,7 @@ def bars(found: Sequence[Bar], *, title: str, digits: int = 4) -> str:
     for place, bar in enumerate(found):
         y, length = place * ROW, room * max(0.0, bar.value) / top
         parts.append(
-            f'<text x="{LABEL - 8}" y="{y + 16}" class="r">{escape(_cut(bar.label))}'
+            f'<text x="{LABEL - 8}" y="{y + 16}" class="r">{escape(shortened(bar.label, 22))}'
             f"<title>{escape(bar.label)}</title></text>"
             f'<rect x="{LABEL}" y="{y + 4}" width="{max(length, 1):.1f}" height="{ROW - 8}" '
             f'rx="2" class="c{bar.colour % 8}"/>'
@@ -162,7 +164,3 @@ def _svg(inside: str, height: float, title: str) -> str:
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
         f"{inside}</svg>"
     )
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 22 else text[:21] + "…"

@@ -92,7 +92,8 @@ def _protocol(table: Table, result: BenchResult, stages: Waterfall | None) -> st
             f"<div>{_curves(table, result, 'recall')}</div></div>",
             "" if stages is None else _stages(stages),
             _segments(table, result),
-            _fairness(table),
+            _fairness(table, f"ndcg@{k}"),
+            _calibration(table),
             _latency(table, k),
         ]
     )
@@ -193,10 +194,23 @@ def _segments(table: Table, result: BenchResult) -> str:
     return f'<h3>For whom?</h3><p>{escape(said)}</p><div class="two">{"".join(parts)}</div>'
 
 
-def _fairness(table: Table) -> str:
+def _calibration(table: Table) -> str:
     rows = []
+    for row in table.rows:
+        if row.calibration is not None:
+            numbers = (f"{row.calibration[name]:.4f}" for name in ("base_rate", "ece", "brier", "log_loss"))
+            rows.append(([escape(row.system), f"{row.calibration['n']:,}", *numbers], ""))
+    if not rows:
+        return ""
+    head = ["system", "scores", "taken of what was shown", "calibration error", "Brier", "log-loss"]
+    return f"<details><summary>Calibration of scores that are probabilities</summary>{html_table(head, rows)}</details>"
+
+
+def _fairness(table: Table, metric: str) -> str:
+    judged, rows = _judged(table, metric), []
+    other = _best_other(table, metric, judged)
     for found in table.fairness:
-        if found.system not in (TWO_STAGE, "popular"):
+        if found.system not in (judged, other):
             continue
         groups = " / ".join(map(str, found.groups))
         reference = "" if found.reference is None else f"{found.reference:.3f}"

@@ -35,7 +35,7 @@ def suspicions(prepared: Prepared, tables: Sequence[Table], notes: Sequence[str]
 
 
 def leaking_columns(prepared: Prepared, cut: Cut) -> list[Flag]:
-    """Numeric columns of the items that say more about the test's popularity than the whole past does.
+    """Columns of the items, numbers or truth values, that know more of the test's popularity than the whole past does.
 
     Of every column, and of how many test rows each item has, that part is taken away which the item's rows in train
     explain (all of them, and the last tenth): by least squares, on ranks, on logarithms and on plain numbers. What is
@@ -50,7 +50,7 @@ def leaking_columns(prepared: Prepared, cut: Cut) -> list[Flag]:
     past = [known[name].to_numpy().astype(np.float64) for name in ("train", "recent")]
     flags = []
     for name in items.columns:
-        numeric = items.schema[name].is_numeric()
+        numeric = items.schema[name].is_numeric() or items.schema[name] == pl.Boolean
         if not numeric or name == "item_id" or name in config.ignore_columns:
             continue
         filled = items[name].cast(pl.Float64).fill_null(strategy="min").fill_nan(0.0).fill_null(0.0).to_numpy()

@@ -1,5 +1,6 @@
 """A result as plain text: aligned tables, flags and notes. HTML is `html`'s."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from recsys.bench.result import BenchResult, Estimate, Row, Table
@@ -70,8 +71,32 @@ def _number(value: float | None) -> str:
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Columns of equal width, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        "  ".join(
+            [
+                line[0] + _gap(line[0], widths[0]),
+                *(_gap(cell, w) + cell for cell, w in zip(line[1:], widths[1:], strict=True)),
+            ]
+        )
         for line in lines
     )
+
+
+def width(text: str) -> int:
+    """Columns that a text takes: two for each Chinese, Japanese or Korean character."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """The beginning of a text that is wider than `most` columns."""
+    if width(text) <= most:
+        return text
+    kept = text
+    while width(kept) > most - 1:
+        kept = kept[:-1]
+    return f"{kept}…"
+
+
+def _gap(text: str, columns: int) -> str:
+    return " " * (columns - width(text))

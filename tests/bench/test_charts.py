@@ -3,6 +3,7 @@ import re
 import pytest
 
 from recsys.bench.charts import Bar, bars, lines, points
+from recsys.bench.plain import aligned, width
 
 
 def texts(svg):
@@ -41,6 +42,19 @@ def test_an_axis_need_not_begin_at_zero_and_lines_may_be_among_points():
 def test_nothing_to_draw_is_an_empty_chart():
     for drawn in (lines({}, title="t", x_name="x", y_name="y"), bars([], title="t")):
         assert "<svg" in drawn
+
+
+@pytest.mark.parametrize("label", ["无线降噪耳机" * 4, "長い名前の商品" * 4])
+def test_wide_labels_are_cut_at_the_same_width(label):
+    drawn = bars([Bar(label, 1.0, 0.5, 1.5)], title="t")
+    shown = re.search(r'class="r">([^<]*…)', drawn).group(1)
+    assert label.startswith(shown[:-1])
+    assert width(shown) <= 22
+
+
+def test_columns_of_wide_characters_are_aligned():
+    lines = aligned([("name", "n"), ("耳机", "1"), ("pans", "22")]).splitlines()
+    assert len({width(line) for line in lines}) == 1
 
 
 def test_labels_are_cut_and_escaped():

@@ -88,6 +88,31 @@ def test_headline_names_the_best_and_says_when_not_to_believe(folder):
     assert "Read the warnings" not in module.headline(replace(result, flags=()))
 
 
+def test_the_page_is_about_whoever_was_compared_with_all_others(folder, tmp_path):
+    made = generate(n_users=60, n_items=80, n_topics=5, events_per_user=12, n_cold_items=5)
+    data = Dataset(name="x", interactions=made.interactions, items=made.items)
+    systems = {"own": "item-knn", "popular": "popular", "recent": "recent-popular"}
+    result = run_bench(data, systems=systems, reference="own", n_samples=20, out=tmp_path / "r")
+    assert "“own” is " in module.headline(result)
+    assert re.search(r"own\W* \(blue\)", module.report(ResultFolder(tmp_path / "r")))
+    assert "<summary>Fairness</summary>" in module.report(ResultFolder(tmp_path / "r"))
+
+
+def test_a_table_without_systems_is_a_sentence(folder):
+    result = ResultFolder(folder).result
+    bare = replace(result, tables=(replace(result.tables[0], rows=(), differences=(), segments=(), fairness=()),))
+    assert module.headline(bare) == "No system has lists under “new items only”."
+
+
+def test_calibration_is_told(folder):
+    result = ResultFolder(folder).result
+    known = {"n": 1234, "base_rate": 0.1, "ece": 0.0123, "brier": 0.09, "log_loss": 0.3, "reliability": []}
+    rows = (replace(result.tables[0].rows[0], calibration=known), *result.tables[0].rows[1:])
+    said = module._calibration(replace(result.tables[0], rows=rows))
+    assert "1,234" in said
+    assert "0.0123" in said
+
+
 def test_splits_that_leak_are_warned_of(folder):
     source = ResultFolder(folder)
     assert "leaks across users" not in module.report(source)

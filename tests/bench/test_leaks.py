@@ -45,6 +45,13 @@ def test_a_column_that_reads_the_future_is_caught(name):
     assert "Name it in ignore_columns" in result.flags[0].message
 
 
+def test_a_truth_value_that_reads_the_future_is_caught():
+    data = planted(future=LEAKS["future_count"])
+    sold = data.items.with_columns(sold_later=pl.col("future") > pl.col("future").median()).drop("future")
+    prepared = prepare(Dataset(name="x", interactions=data.interactions, items=sold))
+    assert [flag.what for flag in leaking_columns(prepared, prepared.cuts[0])] == ["sold_later"]
+
+
 def test_honest_columns_are_not():
     prepared = prepare(planted(**HONEST))
     assert leaking_columns(prepared, prepared.cuts[0]) == []
