@@ -34,11 +34,12 @@ def nearest_to_items(state: Fitted, items: Iterable[Any], k: int) -> pl.DataFram
 
 
 def nearest_to_texts(state: Fitted, texts: Sequence[str], k: int) -> pl.DataFrame:
-    """At most `k` available items nearest to each text; see `Recommender.search`."""
+    """At most `k` available items nearest to each text, none to a blank one; see `Recommender.search`."""
     asked, most = distinct_texts(texts), min(positive(k, "k"), len(state.catalogue))
-    best = top_k(_search(state.towers, state.catalogue, state.towers.embed(asked), most), most)
+    said = [text for text in asked if text.strip()]  # a vector of nothing would be near anything
+    best = top_k(_search(state.towers, state.catalogue, state.towers.embed(said), most), most)
     report_short(state, best, len(asked), k)
-    texts_found = pl.Series("text", asked, dtype=pl.String).gather(best["user_row"])
+    texts_found = pl.Series("text", said, dtype=pl.String).gather(best["user_row"])
     found = state.catalogue.ids_of(best["item_row"].to_numpy())
     return pl.DataFrame([texts_found, found, best["rank"], best["score"]])
 

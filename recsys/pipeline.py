@@ -149,6 +149,14 @@ def learn_first_stage(tables: Tables, config: RecommenderConfig, device: str) ->
     absent = [name for name in config.ignore_columns if name not in tables.items.columns]
     if absent:
         notes.add(f"ignore_columns: the items have no column {', '.join(absent)}.", level=logging.WARNING)
+    there = tables.interactions["event"].unique().sort().to_list()
+    strange = [kind for kind in config.event_grades if kind not in there]
+    if strange:
+        known = ", ".join(map(repr, there))
+        notes.add(
+            f"event_grades: no interaction is {', '.join(map(repr, strange))}; there are {known}.",
+            level=logging.WARNING,
+        )
     windows = make_windows(tables.interactions, config.windows)
     notes.add(f"windows: {windows.kind}. {windows.reason}")
     hide_seen = decide_seen(tables.interactions, config, notes)

@@ -105,7 +105,9 @@ def explain_items(
             "because_text": _near_items(by_text, ids, "similarity"),
             "because_behaviour": _near_items(by_behaviour, ids, "weight"),
             "contributions": _contributions(ranker, candidates),
-            "sentence": _sentences(state, rows, history, candidates, by_text, by_behaviour, language),
+            "sentence": pl.Series(
+                _sentences(state, rows, history, candidates, by_text, by_behaviour, language), dtype=pl.String
+            ),
         }
     )
 

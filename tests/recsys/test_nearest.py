@@ -40,6 +40,11 @@ class TestSearch:
     def test_counts_repeated_texts_once_and_takes_a_single_one(self, fitted):
         assert fitted.search(["a b", "a b"], k=2).equals(fitted.search("a b", k=2))
 
+    def test_finds_nothing_for_a_blank_text(self, fitted):
+        found = fitted.search(["", "  ", "a b"], k=2)
+        assert found["text"].unique().to_list() == ["a b"]
+        assert fitted.search([" "], k=2).is_empty()
+
     def test_refuses_what_is_no_text(self, fitted):
         for wrong in (["a", 7], ["a", "\ud800"]):
             with pytest.raises(InvalidData, match=r"strings of valid Unicode\. 1 row.* without lone surrogates"):

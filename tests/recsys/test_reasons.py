@@ -60,6 +60,10 @@ def with_state(fitted: Recommender, **changes) -> Recommender:
     return changed
 
 
+def test_no_item_asked_for_is_an_empty_table_of_the_same_columns(fitted):
+    assert fitted.explain(USER, []).schema == fitted.explain(USER, k=2).schema
+
+
 def test_the_users_list_is_explained_in_its_order(fitted):
     reasons, lists = fitted.explain(USER, k=6), fitted.recommend([USER], 6)
     assert reasons.columns == COLUMNS

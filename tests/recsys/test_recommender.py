@@ -277,6 +277,16 @@ def test_integer_ids_come_back_as_integers(config: RecommenderConfig) -> None:
         recommender.recommend(["1"])
 
 
+def test_settings_that_name_what_is_not_there_are_noted(config: RecommenderConfig) -> None:
+    interactions, items = tables(
+        [(f"u{n % 4}", f"i{n % 5}", n) for n in range(12)], {f"i{n}": f"thing {n}" for n in range(5)}
+    )
+    misspelt = replace(config, n_interest=0, ignore_columns=("vots",), event_grades=("vew",))
+    notes = Recommender(misspelt).fit(interactions, items).notes
+    assert "ignore_columns: the items have no column vots." in notes
+    assert any(note.startswith("event_grades: no interaction is 'vew'; there are '") for note in notes)
+
+
 @pytest.mark.parametrize("k", [10**6, 2**40, 2**70])
 def test_more_is_asked_for_than_there_is(fitted: Recommender, data: Synthetic, k: int) -> None:
     user, n_items = data.interactions["user_id"][0], data.items.height
