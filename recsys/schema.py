@@ -17,6 +17,7 @@ of texts is `text`'s.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Literal, TypeAlias
 
 import narwhals as nw
@@ -72,6 +73,7 @@ ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
 
 ID_NAMES = ("user_id", "item_id", "session_id", *USER_ALIASES, *ITEM_ALIASES)
 
+EPOCH = date(1970, 1, 1)
 INTERACTION_COLUMNS = ("timestamp", "user_id", "item_id", "event", "value", "weight", "session_id")
 """In the order in which rows are sorted."""
 
@@ -249,6 +251,12 @@ def _interactions(frame: pl.DataFrame, table: str, notes: _Notes) -> pl.DataFram
     ignored = [name for name in frame.columns if name not in INTERACTION_COLUMNS]
     if ignored:
         notes.add(f"{table}: columns that are not used: {', '.join(ignored)}.")
+    first_day = int((made["timestamp"].dt.date() == EPOCH).sum())
+    if 0 < first_day < made.height:
+        notes.add(
+            f"{table}: {first_day:,} of {made.height:,} rows are of 1970-01-01, as a missing time is often written.",
+            logging.WARNING,
+        )
     return made.sort([name for name in INTERACTION_COLUMNS if name in made.columns], nulls_last=True)
 
 

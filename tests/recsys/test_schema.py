@@ -181,6 +181,12 @@ class TestNotes:
         assert tables.interactions["value"].dtype == tables.items["price"].dtype == pl.Float64
         assert tables.interactions["value"].null_count() == 3
 
+    def test_times_that_look_missing_are_counted(self):
+        said = "interactions: 2 of 3 rows are of 1970-01-01, as a missing time is often written."
+        assert said in validate(interactions(timestamp=[0, DAY, 3600]), items()).notes
+        for honest in ([0, 1, 2], [DAY, DAY, DAY]):
+            assert not any("1970" in note for note in validate(interactions(timestamp=honest), items()).notes)
+
     def test_every_note_is_logged_and_drops_are_warnings(self, caplog):
         with caplog.at_level(logging.INFO, logger="recsys"):
             tables = validate(interactions(item_id=["a", "b", "zzz"]), items())
