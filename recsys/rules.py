@@ -42,8 +42,8 @@ class Rules:
         pins: position (1-based) -> item id. It stands exactly there and nowhere else, or last in a shorter list;
             people who may not be shown it do not get it.
         where: column -> allowed values, `{"brand": ["Acme", "Zenith"]}`, or, for numbers and times, a tuple of least
-            and most, `{"price": (None, 20)}`. Applied inside retrieval, so that lists stay full. Items without a value
-            are out.
+            and most, `{"price": (None, 20)}`; "categories" -> any of an item's. Applied inside retrieval, so that lists
+            stay full. Items without a value are out.
         freshness: in [0, 1], how much of its relevance an item loses with age; it loses half of that every `half_life`.
             Items without `created_at` lose nothing.
         half_life: in days.
@@ -217,14 +217,23 @@ def _allowed(rules: Rules, catalogue: Catalogue) -> npt.NDArray[np.bool_]:
     """The items that fulfil every condition of `where`, (n_items,)."""
     allowed = np.ones(len(catalogue), dtype=np.bool_)
     for name, wanted in rules.where.items():
-        column = _column(catalogue, name, "where")
-        if isinstance(wanted, tuple) and (column.dtype.is_numeric() or column.dtype.is_temporal()):
-            inside = _inside(column, name, wanted)
+        listed = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
+        if name == "categories":
+            inside = _in_any(catalogue.items["categories"], listed)
         else:
-            listed = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
-            inside = column.is_in(_values(column, name, listed, "where").implode())
+            column = _column(catalogue, name, "where")
+            if isinstance(wanted, tuple) and (column.dtype.is_numeric() or column.dtype.is_temporal()):
+                inside = _inside(column, name, wanted)
+            else:
+                inside = column.is_in(_values(column, name, listed, "where").implode())
         allowed &= inside.fill_null(value=False).to_numpy()
     return allowed
+
+
+def _in_any(categories: pl.Series, wanted: list[Any]) -> pl.Series:
+    """Which items have one of these categories, at any place."""
+    values = _values(categories.explode().drop_nulls(), "categories", wanted, "where")
+    return categories.list.eval(pl.element().is_in(values.implode())).list.any()
 
 
 def _inside(column: pl.Series, name: str, bounds: tuple[Any, ...]) -> pl.Series:

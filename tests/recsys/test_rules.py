@@ -188,6 +188,15 @@ class TestWhere:
         )
         assert lists["category"].unique().to_list() == [topic]
 
+    def test_by_any_of_the_categories(self, fitted, users, data):
+        first = data.items["categories"].list.first().drop_nulls().unique().sort()[0]
+        lists = fitted.recommend(users, 5, rules=Rules(where={"categories": [first]}))
+        shown = data.items.filter(pl.col("item_id").is_in(lists["item_id"].implode()))
+        assert shown.height
+        assert shown["categories"].list.contains(first).all()
+        with pytest.raises(InvalidData, match=r"rules.where.categories: names values that no item has.*'none such'"):
+            fitted.recommend(users, 5, rules=Rules(where={"categories": ["none such"]}))
+
     def test_nothing_left_is_reported(self, fitted, users, caplog):
         with caplog.at_level(logging.WARNING, logger="recsys"):
             assert fitted.recommend(users, 3, rules=Rules(where={"price": (1e9, None)})).is_empty()
@@ -279,7 +288,7 @@ class TestRefused:
                 {"caps": {"seller": 2}},
                 "rules.caps: the items have no column 'seller'; there are: item_id, title, .*bra",
             ),
-            ({"where": {"categories": ["x"]}}, "rules.where: the items have no column 'categories'.*\"category\""),
+            ({"caps": {"categories": 2}}, "rules.caps: the items have no column 'categories'.*\"category\""),
             ({"boosts": {"seller": {"x": 2}}}, "rules.boosts: the items have no column 'seller'"),
             ({"where": {"price": (1, 2, 3)}}, r"rules.where\['price'\]=\(1, 2, 3\) must be \(least, most\), or a list"),
             ({"where": {"price": ("cheap", None)}}, r"rules.where\['price'\]: \('cheap', None\) cannot be compared"),
