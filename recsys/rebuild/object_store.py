@@ -130,8 +130,11 @@ class ObjectStore:
 
     def refused(self) -> list[str]:
         """See `Store.refused`."""
-        found, promotions = ((version, self._manifest(version)[0]) for version in self.versions()), self._promotions()
-        return [version for version, manifest in found if was_refused(version, manifest, promotions)]
+        found, promotions = [], self._promotions()
+        for version in self.versions():
+            with suppress(BundleError):
+                found += [version] if was_refused(version, self._manifest(version)[0], promotions) else []
+        return found
 
     def bundle(self, version: str) -> Path:
         """Local folder of a version, downloaded where it is not there."""

@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from recsys.bundle import (
 )
 from recsys.errors import (
     BundleCorrupt,
+    BundleError,
     BundleIncompatible,
     BundleNotFound,
     PublishRefused,
@@ -130,10 +131,13 @@ class Store:
         return folder
 
     def refused(self) -> list[str]:
-        """The versions that their gates kept from being live; read from their manifests, nothing else is checked."""
-        found = ((version, (self.bundle(version) / MANIFEST).read_bytes()) for version in self.versions())
-        promotions = self._promotions()
-        return [version for version, raw in found if was_refused(version, parse_manifest(raw, version), promotions)]
+        """The versions that their gates kept from being live, as far as their manifests can be read."""
+        found, promotions = [], self._promotions()
+        for version in self.versions():
+            with suppress(BundleError, OSError):
+                manifest = parse_manifest((self.bundle(version) / MANIFEST).read_bytes(), version)
+                found += [version] if was_refused(version, manifest, promotions) else []
+        return found
 
     def versions(self) -> list[str]:
         """The versions that exist, oldest first: by promotion, those never promoted by stamp among them."""

@@ -92,6 +92,16 @@ def test_exit_codes(store: str, tables: Path, tmp_path: Path, capsys: pytest.Cap
     assert Store.open(Path(store)).current() == before
 
 
+def test_status_in_ruins(store: str, tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (version,) = Store.open(Path(store)).versions()
+    manifest = Store.open(Path(store)).bundle(version) / "MANIFEST.json"
+    for content in (b"half", b""):
+        manifest.write_bytes(content)
+        assert main(["status", "--store", store, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["versions"], found["refused"]) == ([version], [])
+
+
 @pytest.mark.usefixtures("no_other_process")
 def test_a_refused_run_tells_its_gates(
     store: str, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
