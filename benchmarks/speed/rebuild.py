@@ -28,7 +28,7 @@ from recsys import Recommender
 from recsys.config import config_from_dict
 from recsys.datasets import load_dataset
 from recsys.rebuild.gates import GatesConfig
-from recsys.rebuild.job import RebuildConfig, init, run
+from recsys.rebuild.job import RebuildConfig, run
 from recsys.rebuild.store import Store
 from recsys.schema import Tables, validate
 
@@ -80,9 +80,11 @@ def _rebuild(arguments: argparse.Namespace) -> dict[str, Any]:
     interactions = _with_new(tables.interactions, arguments.newest)
     changed = _changed(tables.items, round(1 / arguments.share))
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
-        store = Store.create(Path(folder) / "store")
-        now = datetime.now(UTC)
-        init(store, _model(arguments), now=now)
+        place = str(Path(folder) / "store")
+        # In another process, as at night: `init` opens the model, which imports what a rebuild needs.
+        made = [sys.executable, "-m", "recsys.rebuild", "init", "--store", place, "--model", str(_model(arguments))]
+        subprocess.run(made, stdout=subprocess.DEVNULL, check=True)
+        store, now = Store.open(Path(place)), datetime.now(UTC)
         before, worked, start = _peak(), _cpu(), time.perf_counter()
         with cProfile.Profile(time.process_time) if arguments.profile else nullcontext() as profile:
             result = run(store, interactions, changed, tables.users, now=now, config=RebuildConfig(gates=GatesConfig()))
