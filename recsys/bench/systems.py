@@ -120,11 +120,17 @@ def ask(
             answered, said = _ask_other(name, system, prepared, cut)
             found += answered
             notes += said
+        whole: Ours | None = None
         for variant in VARIANTS:
             mine = {key: name for key, name in named.items() if isinstance(name, str) and variant_of(name) == variant}
             if mine:
-                logs = _log_folder(log_folder, prepared, cut, variant)
-                ours = fit_ours(prepared, cut, variant=variant, log_folder=logs, fits=fits)
+                if variant == NO_INTEREST and whole is not None and not whole.reads_interest:
+                    ours = whole
+                    notes.append(f"{NO_INTEREST}: the same model as {TWO_STAGE}, which leaves the score out.")
+                else:
+                    logs = _log_folder(log_folder, prepared, cut, variant)
+                    ours = fit_ours(prepared, cut, variant=variant, log_folder=logs, fits=fits)
+                whole = ours if variant == TWO_STAGE else whole
                 for key, name in mine.items():
                     asked = ask_ours(prepared, ours, cut, names=[name])
                     found += [replace(answer, system=key) for answer in asked]

@@ -156,6 +156,19 @@ def test_our_systems_may_have_names_of_the_callers(data, config):
     )
 
 
+@pytest.mark.parametrize("stays", [True, False])
+def test_where_the_interest_score_is_left_out_the_fit_without_it_is_the_same(data, config, monkeypatch, stays):
+    monkeypatch.setattr("recsys.second_stage.earns_its_place", lambda *_, **__: stays)
+    reading = replace(config, n_interest=4, interest=InterestConfig(max_groups=8, group_size=4))
+    asked = prepare(data, reading)
+    answers, notes = ask(asked, [TWO_STAGE, NO_INTEREST])
+    lists = {answer.system: answer.lists for answer in answers if answer.protocol == "new items only"}
+    alone = ask_ours(asked, fit_ours(asked, variant=NO_INTEREST), names=[NO_INTEREST])
+    assert lists[NO_INTEREST].equals(next(one.lists for one in alone if one.protocol == "new items only"))
+    assert lists[TWO_STAGE].equals(lists[NO_INTEREST]) == (not stays)
+    assert any("the same model as two-stage" in note for note in notes) == (not stays)
+
+
 def test_nothing_to_measure(data):
     with pytest.raises(InvalidConfig, match="there is no system to measure"):
         run_bench(data, systems=[])
