@@ -1,6 +1,7 @@
 """Whether the models of stage 2 find what they were trained on: asked by name, before anything is scored.
 
-Owns the comparison. What is said about the tables or about the version that lacks a feature is the caller's business.
+Owns the comparison, and the first question to a loaded recommender. What is said about the tables or about the version
+that lacks a feature is the caller's business.
 """
 
 from __future__ import annotations
