@@ -79,8 +79,10 @@ def has_data(name: str) -> bool:
 
 def is_kept(result: Path, recipe: Path) -> bool:
     """Whether a result is there that is newer than what makes it."""
+    if not result.is_file():
+        return False
     sources = [recipe, *(source for package in PACKAGES for source in (HERE.parent / package).rglob("*.py"))]
-    kept = result.is_file() and result.stat().st_mtime > max(source.stat().st_mtime for source in sources)
+    kept = result.stat().st_mtime > max(source.stat().st_mtime for source in sources)
     if kept:
         print(f"{result}: kept, it is newer than the code; delete it to run it again", file=sys.stderr)
     return kept

@@ -246,7 +246,7 @@ def _user_sums(shown: pl.DataFrame, new: pl.DataFrame, key: str, seed: int) -> F
         w=pl.col("weight").sum(),
         corrected=(pl.col("weight") * (pl.col("reward") - pl.col("q"))).sum(),
         r=pl.col("reward").sum(),
-        rows=pl.len().cast(pl.Float64, strict=False),
+        rows=pl.len().cast(pl.Float64),
     )
     impressions = shown.select("user_id", "impression_id", "fold").unique()
     expected = (

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from recsys.bundle import MANIFEST, Manifest, sealed_bytes, unsealed
-from recsys.errors import BundleCorrupt, BundleNotFound, InvalidConfig, PublishRefused
+from recsys.errors import BundleCorrupt, BundleError, BundleNotFound, InvalidConfig, PublishRefused
 
 STORE_FORMAT = "1"
 MAX_BYTES = 4096
@@ -109,6 +110,17 @@ def superfluous(ordered: Sequence[str], current: Current | None, keep: int, pinn
 def was_refused(version: str, manifest: Manifest, promotions: Mapping[int, str]) -> bool:
     """Whether a gate kept a version from being live, and it never was."""
     return version not in promotions.values() and not all(gate["passed"] for gate in manifest.metadata.get("gates", ()))
+
+
+def refused_among(
+    versions: Iterable[str], manifest_of: Callable[[str], Manifest], promotions: Mapping[int, str]
+) -> list[str]:
+    """The versions that their gates kept from being live, as far as their manifests can be read."""
+    found = []
+    for version in versions:
+        with suppress(BundleError, OSError):
+            found += [version] if was_refused(version, manifest_of(version), promotions) else []
+    return found
 
 
 def check_was_good(version: str, manifest: Manifest, promotions: Mapping[int, str]) -> None:

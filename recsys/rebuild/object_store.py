@@ -40,8 +40,8 @@ from recsys.rebuild.current import (
     content_hash_of,
     following,
     order,
+    refused_among,
     superfluous,
-    was_refused,
 )
 from recsys.rebuild.locks import writer_lock
 from recsys.rebuild.remote import Conflict, Remote
@@ -130,11 +130,7 @@ class ObjectStore:
 
     def refused(self) -> list[str]:
         """See `Store.refused`."""
-        found, promotions = [], self._promotions()
-        for version in self.versions():
-            with suppress(BundleError):
-                found += [version] if was_refused(version, self._manifest(version)[0], promotions) else []
-        return found
+        return refused_among(self.versions(), lambda version: self._manifest(version)[0], self._promotions())
 
     def bundle(self, version: str) -> Path:
         """Local folder of a version, downloaded where it is not there."""

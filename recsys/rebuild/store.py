@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from recsys.bundle import (
 )
 from recsys.errors import (
     BundleCorrupt,
-    BundleError,
     BundleIncompatible,
     BundleNotFound,
     PublishRefused,
@@ -49,9 +48,9 @@ from recsys.rebuild.current import (
     content_hash_of,
     following,
     order,
+    refused_among,
     superfluous,
     version_of,
-    was_refused,
 )
 from recsys.rebuild.locks import no_readers, reader_lock, writer_lock
 from recsys.rebuild.run_log import RunLog
@@ -132,12 +131,11 @@ class Store:
 
     def refused(self) -> list[str]:
         """The versions that their gates kept from being live, as far as their manifests can be read."""
-        found, promotions = [], self._promotions()
-        for version in self.versions():
-            with suppress(BundleError, OSError):
-                manifest = parse_manifest((self.bundle(version) / MANIFEST).read_bytes(), version)
-                found += [version] if was_refused(version, manifest, promotions) else []
-        return found
+        return refused_among(
+            self.versions(),
+            lambda version: parse_manifest((self.bundle(version) / MANIFEST).read_bytes(), version),
+            self._promotions(),
+        )
 
     def versions(self) -> list[str]:
         """The versions that exist, oldest first: by promotion, those never promoted by stamp among them."""
