@@ -105,6 +105,7 @@ class BiEncoder:
     def __init__(self, config: EncoderConfig, *, device: str, folder: Path | None = None) -> None:
         self.config = config
         self.device = device
+        self._on_cpu = torch.device(device).type == "cpu"
         self.precision = best_precision(device) if config.precision == "auto" else config.precision
         self.model = load_model(str(folder) if folder else resolve_encoder(config.model), device)
         self._tokenizer: Any = self.model.tokenizer
@@ -293,13 +294,13 @@ class BiEncoder:
         first: dict[str, int] = {}
         source = np.fromiter((first.setdefault(text, row) for row, text in enumerate(texts)), np.intp, len(texts))
         distinct = sorted(first, key=lambda text: (-len(text), text))
-        size = _KEPT if cache is not None and self._is_on_cpu() else _BLOCK
+        embed = partial(self._embed, bar=bar)
+        size = _KEPT if cache is not None and self._on_cpu else _BLOCK
         for start in range(0, len(distinct), size):
             block = distinct[start : start + size]
-            rows = [first[text] for text in block]
             bar.update(0 if cache is None else sum(text in cache for text in block))
-            embed = partial(self._embed, bar=bar)
-            vectors[rows] = embed(block) if cache is None else cache.complete(block, embed)
+            made = embed(block) if cache is None else cache.complete(block, embed)
+            vectors[[first[text] for text in block]] = made
         repeated = np.flatnonzero(source != np.arange(len(texts)))
         vectors[repeated] = vectors[source[repeated]]
 
@@ -329,10 +330,7 @@ class BiEncoder:
         return {name: weight.detach().to(torch.bfloat16) for name, weight in named}
 
     def _batch_tokens(self) -> int:
-        return self.config.batch_tokens or (1024 if self._is_on_cpu() else 65_536)
-
-    def _is_on_cpu(self) -> bool:
-        return torch.device(self.device).type == "cpu"
+        return self.config.batch_tokens or (1024 if self._on_cpu else 65_536)
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         cut = {"truncation": True, "max_length": self.config.max_tokens}

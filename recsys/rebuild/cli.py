@@ -83,7 +83,7 @@ def _command(commands: Any, name: str, function: Any, text: str) -> argparse.Arg
 def _run(arguments: argparse.Namespace) -> int:
     config = replace(_config(arguments.config), progress=arguments.progress)
     from recsys.rebuild.job import run, write_metrics
-    from recsys.rebuild.object_store import open_store
+    from recsys.rebuild.places import open_store
 
     metrics = None if arguments.metrics is None else Path(arguments.metrics)
     if metrics is not None and not metrics.absolute().parent.is_dir():
@@ -108,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _init(arguments: argparse.Namespace) -> int:
     from recsys.rebuild.job import init
-    from recsys.rebuild.object_store import create_store
+    from recsys.rebuild.places import create_store
 
     store = create_store(arguments.store)
     current = init(store, Path(arguments.model), now=datetime.now(UTC), replace=arguments.replace)
@@ -117,7 +117,7 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from recsys.rebuild.object_store import open_store
+    from recsys.rebuild.places import open_store
 
     store = open_store(arguments.store)
     current = store.current()
@@ -130,7 +130,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from recsys.rebuild.object_store import open_store
+    from recsys.rebuild.places import open_store
 
     manifest = open_store(arguments.store).verify(arguments.version)
     size = sum(seal.bytes for seal in manifest.files.values())
@@ -140,7 +140,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from recsys.rebuild.object_store import open_store
+    from recsys.rebuild.places import open_store
 
     current = open_store(arguments.store).rollback(arguments.to, run_id="rollback", promoted_at=datetime.now(UTC))
     _say(arguments, asdict(current), f"live: {current.version}")
@@ -148,7 +148,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    from recsys.rebuild.object_store import open_store
+    from recsys.rebuild.places import open_store
 
     removed = open_store(arguments.store).prune(keep=arguments.keep, pinned=arguments.pin)
     _say(arguments, {"removed": removed}, f"removed: {', '.join(removed) or 'none'}")
@@ -156,7 +156,7 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 
 def _receipt(arguments: argparse.Namespace) -> int:
-    from recsys.rebuild.object_store import open_store
+    from recsys.rebuild.places import open_store
     from recsys.rebuild.receipt import held, known_users
 
     store = open_store(arguments.store)

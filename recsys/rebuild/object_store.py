@@ -51,25 +51,6 @@ PULL_WAIT = 600.0  # seconds: whoever holds that lock reads one version and rena
 Tag = dict[str, str] | None
 
 
-def open_store(place: str | Path, work: Path | None = None) -> Store | ObjectStore:
-    """The store at a folder, or at a URL such as `s3://bucket/prefix`.
-
-    Args:
-        place: where.
-        work: for a URL, the local folder of staging, logs and copies; by default one in `~/.cache/recsys-twostage`.
-    """
-    return (
-        ObjectStore.open(str(place), work or _default_work(str(place))) if _is_url(place) else Store.open(Path(place))
-    )
-
-
-def create_store(place: str | Path, work: Path | None = None) -> Store | ObjectStore:
-    """As `open_store`, where there is none yet."""
-    if _is_url(place):
-        return ObjectStore.create(str(place), work or _default_work(str(place)))
-    return Store.create(Path(place))
-
-
 class ObjectStore:
     """The methods of `Store` over a bucket; make one with `create` or `open`."""
 
@@ -397,11 +378,3 @@ def _whole(folder: Path, raw_manifest: bytes) -> bool:
 
 def _manifest_first(path: str) -> tuple[bool, str]:
     return not path.endswith(f"/{MANIFEST}"), path
-
-
-def _is_url(place: str | Path) -> bool:
-    return isinstance(place, str) and "://" in place
-
-
-def _default_work(url: str) -> Path:
-    return Path.home() / ".cache" / "recsys-twostage" / hashlib.sha256(url.encode()).hexdigest()[:16]

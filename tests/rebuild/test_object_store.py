@@ -20,7 +20,8 @@ from recsys.errors import (
     PublishRefused,
 )
 from recsys.rebuild import remote
-from recsys.rebuild.object_store import ObjectStore, create_store, open_store
+from recsys.rebuild.object_store import ObjectStore
+from recsys.rebuild.places import create_store, open_store
 from recsys.rebuild.remote import Remote
 from recsys.rebuild.store import Store
 
