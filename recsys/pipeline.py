@@ -149,14 +149,6 @@ def learn_first_stage(tables: Tables, config: RecommenderConfig, device: str) ->
     absent = [name for name in config.ignore_columns if name not in tables.items.columns]
     if absent:
         notes.add(f"ignore_columns: the items have no column {', '.join(absent)}.", level=logging.WARNING)
-    there = tables.interactions["event"].unique().sort().to_list()
-    strange = [kind for kind in config.event_grades if kind not in there]
-    if strange:
-        known = ", ".join(map(repr, there))
-        notes.add(
-            f"event_grades: no interaction is {', '.join(map(repr, strange))}; there are {known}.",
-            level=logging.WARNING,
-        )
     windows = make_windows(tables.interactions, config.windows)
     notes.add(f"windows: {windows.kind}. {windows.reason}")
     hide_seen = decide_seen(tables.interactions, config, notes)
@@ -190,6 +182,7 @@ def learn_second_stage(first: FirstStage, config: RecommenderConfig) -> Learnt:
         config: everything else.
     """
     notes = Notes(())
+    report_grades(first.tables.interactions, config.event_grades, notes)
     towers, catalogue, numbers, hide_seen = first.towers, first.catalogue, first.numbers, first.hide_seen
     rest = (towers, catalogue, numbers, config)
     b = open_window(first.windows, "b", {}, *rest, hide_seen=hide_seen, covisited=first.covisited)
@@ -281,6 +274,18 @@ def to_events(interactions: pl.DataFrame, catalogue: Catalogue, kinds: tuple[str
         event_row=pl.col("event").replace_strict(codes, default=0, return_dtype=pl.Int16),
         weight=pl.col("weight").cast(pl.Float32),
     )
+
+
+def report_grades(interactions: pl.DataFrame, event_grades: tuple[str, ...], notes: Notes) -> None:
+    """Warn of graded kinds of events that never happen."""
+    there = interactions["event"].unique().sort().to_list()
+    strange = [kind for kind in event_grades if kind not in there]
+    if strange:
+        known = ", ".join(map(repr, there))
+        notes.add(
+            f"event_grades: no interaction is {', '.join(map(repr, strange))}; there are {known}.",
+            level=logging.WARNING,
+        )
 
 
 def decide_seen(interactions: pl.DataFrame, config: RecommenderConfig, notes: Notes) -> bool:
