@@ -4,7 +4,7 @@ Owns tokenising and TF-IDF over distinct texts. Items that share a text share th
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,24 +137,28 @@ def renewed_neighbours(
     Returns:
         See `text_neighbours`.
     """
-    full, new = config.n_neighbours + 1, places < 0
-    vectors, kept = _vectors(texts, config), _carried(old, places)
+    full, n_texts, new = config.n_neighbours + 1, len(texts), places < 0
+    vectors = _vectors(texts, config)
     transposed = vectors.T.tocsr()
+    left, border = np.zeros(n_texts, dtype=np.int64), np.zeros(n_texts, dtype=np.float32)
+    for block, kept in _carried(old, places):
+        left[block], border[block] = np.diff(kept.indptr), _lowest(kept, full)
     had = np.where(new, 0, np.diff(old.indptr)[np.maximum(places, 0)])
-    left = np.diff(kept.indptr)
     anew = new | ((left < had) & (left < WORN * full))
-    border = np.where(anew, np.inf, _lowest(kept, full)).astype(np.float32)
+    border[anew] = np.inf
     compared = np.flatnonzero(anew)
-    lists, seen = [sp.csr_matrix((0, len(texts)), dtype=np.float32)], []
-    for rows in _blocks(compared, len(texts)):
+    lists, seen = [sp.csr_matrix((0, n_texts), dtype=np.float32)], []
+    for rows in _blocks(compared, n_texts):
         similar = sp.csr_matrix(vectors[rows] @ transposed)
         seen.append(_seen_from_others(similar, rows, new, border))
         lists.append(keep_largest(similar, full))
-    gained = _summed(seen, kept.shape)
-    gaining = np.flatnonzero(np.diff(gained.indptr))
-    for rows in np.split(gaining, range(ROWS_PER_BLOCK, len(gaining), ROWS_PER_BLOCK)):
-        lists.append(keep_largest(sp.csr_matrix(kept[rows] + gained[rows]), full))
-    return replace_rows(kept, np.concatenate([compared, gaining]), sp.vstack(lists, format="csr"))
+    found, gained = sp.vstack(lists, format="csr"), _summed(seen, (n_texts, n_texts))
+    renewed = [sp.csr_matrix((0, n_texts), dtype=np.float32)]
+    for block, kept in _carried(old, places):  # once more: holding all of them would double the memory
+        best = keep_largest(sp.csr_matrix(kept + gained[block]), full)
+        first, last = np.searchsorted(compared, (block.start, block.stop))
+        renewed.append(replace_rows(best, compared[first:last] - block.start, found[first:last]))
+    return sp.csr_matrix(sp.vstack(renewed, format="csr"))
 
 
 def _vectors(texts: Sequence[str], config: LexicalConfig) -> sp.csr_matrix:
@@ -173,20 +177,22 @@ def _blocks(rows: npt.NDArray[np.int64], n_texts: int) -> list[npt.NDArray[np.in
     return np.split(rows, range(per_block, len(rows), per_block)) if len(rows) else []
 
 
-def _carried(old: sp.csr_matrix, places: npt.NDArray[np.int64]) -> sp.csr_matrix:
-    """The old matrix in new numbers, without the texts that are gone."""
-    known = np.flatnonzero(places >= 0)
+def _carried(old: sp.csr_matrix, places: npt.NDArray[np.int64]) -> Iterator[tuple[slice, sp.csr_matrix]]:
+    """The old matrix in new numbers, without the texts that are gone: groups of rows, and what these hold."""
+    n_texts, there = len(places), places >= 0
     moved = np.full(old.shape[0], -1, dtype=np.int32)
-    moved[places[known]] = known
-    rows = sp.csr_matrix(old[np.maximum(places, 0)]) if old.shape[0] else sp.csr_matrix((len(places), 0))
-    columns = moved[rows.indices]
-    there = (columns >= 0) & np.repeat(places >= 0, np.diff(rows.indptr))
-    before = np.zeros(len(there) + 1, dtype=rows.indptr.dtype)
-    np.cumsum(there, out=before[1:])
-    indptr = before[rows.indptr]
-    carried = sp.csr_matrix((rows.data[there], columns[there], indptr), shape=(len(places), len(places)))
-    carried.sort_indices()
-    return carried
+    moved[places[there]] = np.flatnonzero(there)
+    for start in range(0, n_texts, ROWS_PER_BLOCK):
+        block = slice(start, min(start + ROWS_PER_BLOCK, n_texts))
+        rows = sp.csr_matrix(old[places[block][there[block]]])
+        lengths = np.zeros(block.stop - start, dtype=np.int64)
+        lengths[there[block]] = np.diff(rows.indptr)
+        columns = moved[rows.indices]
+        kept = columns >= 0
+        ends = np.concatenate([[0], np.cumsum(kept)])[np.concatenate([[0], np.cumsum(lengths)])]
+        carried = sp.csr_matrix((rows.data[kept], columns[kept], ends), shape=(len(lengths), n_texts))
+        carried.sort_indices()
+        yield block, carried
 
 
 def _lowest(matrix: sp.csr_matrix, full: int) -> npt.NDArray[np.float32]:
