@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from recsys.config import RecommenderConfig
 from recsys.errors import InvalidData
 from recsys.fitted import Fitted
 from recsys.pipeline import to_events
+from recsys.rebuild.current import utc
 from recsys.rebuild.refresh import carried_items, carried_vectors
 from recsys.requests import item_rows
 from recsys.schema import Table, validate, validate_items
 from recsys.snapshot import take_snapshot
+
+CLOCK_SKEW = timedelta(minutes=1)  # by which the clock of another machine may be ahead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,13 +193,22 @@ def delete_users(state: Fitted, ids: Iterable[Any], config: RecommenderConfig) -
     return _renewed(replace(state, events=events, users=users), config, behaviour=None), receipt
 
 
-def update_interactions(state: Fitted, interactions: Table, config: RecommenderConfig) -> Fitted:
+def update_interactions(
+    state: Fitted, interactions: Table, config: RecommenderConfig, now: datetime | None = None
+) -> Fitted:
     """Add newer interactions to the histories and counts; an interaction that is known already changes nothing.
 
     Neighbours from behaviour stay as they were: the next rebuild learns them anew.
 
+    Args:
+        state: a fit.
+        interactions: what was done since, or more.
+        config: of the fit.
+        now: aware, by default the clock's. One row of a wrong clock would make everything else look years old.
+
     Raises:
-        InvalidData: the table breaks a rule, ids are of another type than at fit, or no item is known.
+        InvalidData: the table breaks a rule, a row lies more than `CLOCK_SKEW` after now, ids are of another type than
+            at fit, or no item is known.
     """
     tables = validate(interactions, state.catalogue.items, unknown_items=config.unknown_items)
     kind, given = state.events.schema["user_id"], tables.interactions.schema["user_id"]
@@ -203,6 +216,14 @@ def update_interactions(state: Fitted, interactions: Table, config: RecommenderC
         raise InvalidData(
             table="interactions", column="user_id", rule=f"is {given}, the model was fitted with {kind}",
             remedy="spell the ids as at the fit",
+        )  # fmt: skip
+    now = datetime.now(UTC) if now is None else utc(now, "now")
+    late = tables.interactions["timestamp"].filter(tables.interactions["timestamp"] > now + CLOCK_SKEW)
+    if len(late):
+        raise InvalidData(
+            table="interactions", column="timestamp", rule=f"must not lie after now, {now}, as {late.max()} does",
+            count=len(late), total=tables.interactions.height,
+            remedy="check time zone and unit of the timestamps and the clock",
         )  # fmt: skip
     added = to_events(tables.interactions, state.catalogue, state.towers.event_kinds)
     same = ["user_id", "item_row", "seconds", "event_row"]

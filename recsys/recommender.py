@@ -5,6 +5,7 @@ Owns the public verbs, checks what comes in and gives back frames in the caller'
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -341,9 +342,9 @@ class Recommender:
         self._activity = {}
         return receipt
 
-    def update_interactions(self, interactions: Table) -> None:
-        """Add newer interactions; rows that are known change nothing."""
-        self._fitted = online.update_interactions(self._state, interactions, self.config)
+    def update_interactions(self, interactions: Table, *, now: datetime | None = None) -> None:
+        """Add newer interactions; rows that are known change nothing, rows after `now`, by default the clock's, raise."""
+        self._fitted = online.update_interactions(self._state, interactions, self.config, now)
         self._activity = {}
 
     def save(self, folder: str | Path) -> None:

@@ -1,6 +1,7 @@
 """What changes between two rebuilds."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +11,7 @@ from polars.testing import assert_frame_equal
 from ranking.interest import InterestConfig, InterestModel
 from recsys import Recommender
 from recsys.config import config_from_dict
-from recsys.errors import InvalidData
+from recsys.errors import InvalidConfig, InvalidData
 from recsys.synthetic import Synthetic, generate
 
 
@@ -122,6 +123,21 @@ def test_new_interactions_count_and_repeated_ones_do_not(served: Recommender, da
     served.update_interactions(event)
     assert "somebody new" in served.users.to_list()
     assert not served.recommend(["somebody new"], 3, details=True)["is_fallback"].any()
+
+
+def test_interactions_of_the_future_are_refused(served: Recommender, data: Synthetic) -> None:
+    state, last = served._state, data.interactions["timestamp"].max()
+    event = data.interactions.tail(1).with_columns(user_id=pl.lit("somebody new"))
+    ahead = event.with_columns(timestamp=pl.lit(last + timedelta(hours=1)))
+    with pytest.raises(InvalidData, match=r"must not lie after now.*1 of 6"):
+        served.update_interactions(pl.concat([data.interactions.tail(5), ahead]), now=last)
+    with pytest.raises(InvalidConfig, match="no time zone"):
+        served.update_interactions(event, now=datetime(2024, 1, 1))
+    with pytest.raises(InvalidData, match="as 2099-01-01"):
+        served.update_interactions(event.with_columns(timestamp=pl.lit(datetime(2099, 1, 1, tzinfo=UTC))))
+    assert served._state is state
+    served.update_interactions(event.with_columns(timestamp=pl.lit(last + timedelta(seconds=59))), now=last)
+    assert "somebody new" in served.users.to_list()
 
 
 def test_tables_of_another_kind_are_refused(served: Recommender, data: Synthetic) -> None:
