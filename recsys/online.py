@@ -221,7 +221,7 @@ def update_interactions(
     late = tables.interactions["timestamp"].filter(tables.interactions["timestamp"] > now + CLOCK_SKEW)
     if len(late):
         raise InvalidData(
-            table="interactions", column="timestamp", rule=f"must not lie after now, {now}, as {late.max()} does",
+            table="interactions", column="timestamp", rule=f"must not lie after now, {now}, as {late.max()!s} does",
             count=len(late), total=tables.interactions.height,
             remedy="check time zone and unit of the timestamps and the clock",
         )  # fmt: skip

@@ -343,7 +343,7 @@ class Recommender:
         return receipt
 
     def update_interactions(self, interactions: Table, *, now: datetime | None = None) -> None:
-        """Add newer interactions; rows that are known change nothing, rows after `now`, by default the clock's, raise."""
+        """Add newer interactions; known rows change nothing. One after `now`, by default the clock's, is refused."""
         self._fitted = online.update_interactions(self._state, interactions, self.config, now)
         self._activity = {}
 

@@ -17,7 +17,7 @@ of texts is `text`'s.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any, Literal, TypeAlias
 
 import narwhals as nw
@@ -255,6 +255,13 @@ def _interactions(frame: pl.DataFrame, table: str, notes: _Notes) -> pl.DataFram
     if 0 < first_day < made.height:
         notes.add(
             f"{table}: {first_day:,} of {made.height:,} rows are of 1970-01-01, as a missing time is often written.",
+            logging.WARNING,
+        )
+    future = made["timestamp"].filter(made["timestamp"] > datetime.now(UTC))
+    if len(future):
+        notes.add(
+            f"{table}: {len(future):,} of {made.height:,} rows lie in the future, the last at {future.max()!s}; "
+            "everything before them looks old. Check the clock, time zone and unit, or leave them out.",
             logging.WARNING,
         )
     return made.sort([name for name in INTERACTION_COLUMNS if name in made.columns], nulls_last=True)

@@ -187,6 +187,16 @@ class TestNotes:
         for honest in ([0, 1, 2], [DAY, DAY, DAY]):
             assert not any("1970" in note for note in validate(interactions(timestamp=honest), items()).notes)
 
+    def test_times_of_the_future_are_counted(self):
+        known = (
+            "interactions: 1 of 3 rows lie in the future, the last at 2098-01-01 00:00:00+00:00; ",
+            "leave them out.",
+        )
+        late = int(datetime(2098, 1, 1, tzinfo=UTC).timestamp())
+        notes = validate(interactions(timestamp=[DAY, late, DAY]), items()).notes
+        assert any(note.startswith(known[0]) and note.endswith(known[1]) for note in notes)
+        assert not any("future" in note for note in validate(interactions(), items()).notes)
+
     def test_every_note_is_logged_and_drops_are_warnings(self, caplog):
         with caplog.at_level(logging.INFO, logger="recsys"):
             tables = validate(interactions(item_id=["a", "b", "zzz"]), items())
