@@ -23,7 +23,7 @@ import polars as pl
 
 from recsys.bench.protocols import DEPTH, Prepared, Protocol
 from recsys.bench.result import as_json
-from recsys.bench.systems import Answers
+from recsys.bench.systems import Answers, refuse_foreign
 from recsys.errors import InvalidConfig, InvalidData
 from recsys.profiling import Usage
 from recsys.splits import hash_of
@@ -125,9 +125,7 @@ def _answer(rows: pl.DataFrame, prepared: Prepared, protocol: Protocol, path: st
     for name, known in (("user_id", protocol.users), ("item_id", prepared.tables.items["item_id"])):
         if rows[name].dtype != known.dtype:
             raise _refusal(path, f"{name} is {rows[name].dtype}, in the data it is {known.dtype}", "keep the ids' type")
-        if not rows[name].is_in(known.implode()).all():
-            kind = "a user" if name == "user_id" else "an item"
-            raise _refusal(path, f"holds {kind} of {system!r} that was not asked about", "keep to the written split")
+    refuse_foreign(rows, protocol.users, prepared.tables.items["item_id"], table=f"{path}, lists of {system}")
     lists = rows.select("user_id", "item_id", pl.col("rank").cast(pl.Int32), pl.col("score").cast(pl.Float64))
     return Answers(
         system=system,

@@ -302,18 +302,36 @@ def _checked(found: pl.DataFrame, name: str, protocol: Asked, items: pl.DataFram
         )
     ids: Any = {column: protocol.truth.schema[column] for column in ("user_id", "item_id")}
     lists = found.select(LIST_COLUMNS).cast({**ids, "rank": pl.Int32, "score": pl.Float64})
-    for column, known in (("user_id", protocol.users), ("item_id", items["item_id"])):
-        foreign = lists.filter(~pl.col(column).is_in(known.implode()))
-        if foreign.height:
-            raise InvalidData(
-                table=f"lists of {name}",
-                column=column,
-                rule="must be one that was asked for" if column == "user_id" else "must be in the catalogue",
-                count=foreign.height,
-                rows=foreign[column].head(5).to_list(),
-                remedy="let recommend answer for the users and items that it was given",
-            )
+    refuse_foreign(lists, protocol.users, items["item_id"], table=f"lists of {name}")
     return lists
+
+
+def refuse_foreign(lists: pl.DataFrame, users: pl.Series, items: pl.Series, *, table: str) -> None:
+    """Refuse lists of people who were not asked about, or of items that are not there.
+
+    Args:
+        lists: `user_id` and `item_id`, typed as the following two.
+        users: who was asked about.
+        items: the catalogue.
+        table: what the message calls the lists.
+
+    Raises:
+        InvalidData: which ids these are.
+    """
+    for column, known, rule in (
+        ("user_id", users, "must be one that was asked about"),
+        ("item_id", items, "must be in the catalogue"),
+    ):
+        foreign = lists[column].filter(~lists[column].is_in(known.implode()))
+        if len(foreign):
+            raise InvalidData(
+                table=table,
+                column=column,
+                rule=rule,
+                count=len(foreign),
+                rows=foreign.head(5).to_list(),
+                remedy="answer for the users and items that were given",
+            )
 
 
 def _ask_stages(protocol: Asked, k: int, ours: Ours, cut: int, name: str) -> Answers | None:

@@ -150,6 +150,8 @@ def test_settings_stand_in_one_place(folder, arguments, capfd, monkeypatch):
         ("zzz = 1", "unknown key zzz; known keys: data, "),
         ("k = true", "k must be int, got True"),
         ('systems = "popular"', "systems must be list, got 'popular'"),
+        ('systems = ["popular", 1]', "systems must hold str values, got 1"),
+        ("ks = [10, true]", "ks must hold int values, got True"),
         ("k = ", "cannot be read"),
     ],
 )

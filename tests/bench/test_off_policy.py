@@ -148,13 +148,14 @@ def test_a_policy_by_user_and_the_order_of_rows():
         ({"propensity": 0.0}, r"log\.propensity: is the probability of having been shown"),
         ({"propensity": None}, r"log\.propensity"),
         ({"reward": float("nan")}, r"log\.reward: must be a finite number"),
+        ({"reward": "yes"}, r"log\.reward: must be a finite number"),
         ({"item_id": 1, "impression_id": 0}, r"log\.item_id: an item must stand once in an impression"),
     ],
 )
 def test_logs_that_break_a_rule(change, message):
     log = logged(50, 0, logging=LOGGING)
     policy = policy_of(NEW, log["impression_id"])
-    log = log.with_columns(**{name: pl.lit(value, log[name].dtype if name != "reward" else pl.Float64)
+    log = log.with_columns(**{name: pl.lit(value, log[name].dtype if name != "reward" else None)
                               for name, value in change.items()})  # fmt: skip
     with pytest.raises(InvalidData, match=message):
         off_policy(log, policy)

@@ -87,8 +87,12 @@ def test_others_alone(data, lists):
         ({"fit_seconds": pl.int_range(pl.len())}, "fit_seconds, ask_seconds, peak_mb of 'theirs' must be one number"),
         ({"peak_mb": pl.lit(None)}, "must be one number for each cut and protocol"),
         ({"item_id": pl.lit(1)}, "item_id is Int32, in the data it is String"),
-        ({"item_id": pl.lit("no such")}, "holds an item of 'theirs' that was not asked about"),
-        ({"user_id": pl.lit("no such")}, "holds a user of 'theirs' that was not asked about"),
+        ({"item_id": pl.lit("no such")}, r"x.parquet, lists of theirs\.item_id: must be in the catalogue.*no such"),
+        ({"user_id": pl.lit("no such")}, r"x.parquet, lists of theirs\.user_id: must be one that was asked about"),
+        ({"rank": pl.lit("first")}, "rank is String, not a number"),
+        ({"cut": pl.lit("0")}, "cut is String, not a number"),
+        ({"system": pl.lit(None, pl.String)}, "a row without system"),
+        ({"protocol": pl.lit("no such")}, "has the protocol 'no such'.*this split has: "),
     ],
 )
 def test_lists_of_something_else(data, lists, tmp_path, change, message):

@@ -103,7 +103,7 @@ def test_lists_of_what_was_not_asked_for_are_refused(data):
         def recommend(self, users, k, *, filter_seen):
             return super().recommend(users, k, filter_seen=filter_seen).with_columns(pl.lit("nobody").alias(self.wrong))
 
-    for wrong, message in (("user_id", "must be one that was asked for"), ("item_id", "must be in the catalogue")):
+    for wrong, message in (("user_id", "must be one that was asked about"), ("item_id", "must be in the catalogue")):
         system = Stranger()
         system.wrong = wrong
         with pytest.raises(InvalidData, match=f"lists of mine.{wrong}: {message}.*'nobody'"):
