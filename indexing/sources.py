@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from indexing.history import Histories, HistoryEncoder
 from indexing.index import VectorIndex
-from indexing.sparse import distinct, keep_largest, largest_of, place_in_runs, positions_of, stored_keys
+from indexing.sparse import are_among, distinct, entries_at, keep_largest, largest, place_in_runs, positions_of
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -75,8 +75,8 @@ class Opened:
     Attributes:
         users: int64 (n,), ascending.
         items: int64 (n,), what the source proposes to each user, best first; nothing hidden, nothing twice.
-        score: from users and items of any pairs, int64 (n_pairs,) each, to the source's scores, float32 (n_pairs,);
-            zero where it knows nothing.
+        score: from users, ascending, and items of pairs, int64 (n_pairs,) each, to the source's scores, float32
+            (n_pairs,); zero where it knows nothing.
     """
 
     users: Rows
@@ -203,34 +203,16 @@ class LookalikeSource:
 
 def _opened(scores: sp.csr_matrix, block: Block, n: int) -> Opened:
     """The `n` best of each row, and a look-up of every entry."""
-    scores.sort_indices()
-    stored = stored_keys(scores)
-    users, items = _best_shown(scores, stored, block, n)
-    return Opened(users, items, lambda u, i: _entries(scores.data, positions_of(stored, block.keys(u, i))))
+    hidden = are_among(scores, *np.divmod(block.seen, max(block.n_items, 1)))
+    best = largest(scores, n, ~block.blocked[scores.indices] & (scores.data > 0.0) & ~hidden)
+    users = np.searchsorted(scores.indptr, best, side="right") - 1
+    items = scores.indices[best].astype(np.int64)
+    return Opened(users, items, lambda u, i: entries_at(scores, u, i))
 
 
 def _places(histories: Histories) -> Rows:
     """How many events of the same user are newer, int64 (n_events,)."""
     return np.repeat(histories.offsets[1:], histories.lengths) - 1 - np.arange(len(histories.item_rows))
-
-
-def _best_shown(scores: sp.csr_matrix, stored: Rows, block: Block, n: int) -> tuple[Rows, Rows]:
-    """Users and items of the `n` best entries above zero of each row that may be shown."""
-    shown = ~block.blocked[scores.indices] & (scores.data > 0.0)
-    hidden = positions_of(stored, block.seen)
-    shown[hidden[hidden >= 0]] = False
-    left = np.flatnonzero(shown)
-    best = left[largest_of(scores.data[left], np.searchsorted(left, scores.indptr), n)]
-    users, items = np.divmod(stored[best], block.n_items)
-    return users, items
-
-
-def _entries(data: Scores, positions: Rows) -> Scores:
-    """`data[positions]`, zero where a position is -1."""
-    values = np.zeros(len(positions), dtype=np.float32)
-    found = positions >= 0
-    values[found] = data[positions[found]]
-    return values
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Rows of sparse score matrices: keep the best, find single entries, write to disk. Nothing else."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
+DENSE_CELLS = 1_000_000  # written out at once: what fits into a processor's cache
 ENTRIES_PER_BLOCK = 5_000_000  # bounds what `keep_largest` holds besides its result
 ROWS_AT_ONCE = 10_000  # bounds what `_borders` holds
 SIDE_BY_SIDE = 4  # rows of up to so many times k entries are looked at together, longer ones one by one
@@ -33,22 +35,21 @@ def rows_of(matrix: sp.csr_matrix) -> npt.NDArray[np.int64]:
     return np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
 
 
-def largest(matrix: sp.csr_matrix, k: int) -> npt.NDArray[np.int64]:
+def largest(matrix: sp.csr_matrix, k: int, among: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int64]:
     """Positions of the `k` largest entries of each row: by row, best first, equal ones by column, int64.
 
-    Columns must be sorted in each row.
+    Args:
+        matrix: columns in any order in each row.
+        k: entries of a row at most.
+        among: bool (nnz,), the entries that may be chosen; all by default.
     """
-    return largest_of(matrix.data, matrix.indptr, k)
-
-
-def largest_of(values: npt.NDArray[np.float32], indptr: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.int64]:
-    """`largest` of rows that begin and end at `indptr`."""
-    lengths = np.diff(indptr)
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    positions = np.flatnonzero(values >= _borders(values, indptr, k)[rows])
-    rows = rows[positions]
-    order = np.lexsort((-values[positions], rows))  # stable, so columns stay in order
-    return np.asarray(positions[order[place_in_runs(rows[order]) < k]], dtype=np.int64)
+    left = np.arange(matrix.nnz) if among is None else np.flatnonzero(among)
+    values, indptr = matrix.data[left], np.searchsorted(left, matrix.indptr)
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(indptr))
+    good = np.flatnonzero(values >= _borders(values, indptr, k)[rows])
+    rows, best = rows[good], left[good]
+    order = np.lexsort((matrix.indices[best], -values[good], rows))
+    return np.asarray(best[order[place_in_runs(rows[order]) < k]], dtype=np.int64)
 
 
 def _borders(values: npt.NDArray[np.float32], indptr: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.float32]:
@@ -105,9 +106,45 @@ def replace_rows(matrix: sp.csr_matrix, rows: npt.NDArray[np.int64], others: sp.
     return sp.csr_matrix((*made, np.concatenate([[0], np.cumsum(lengths)])), shape=matrix.shape)
 
 
-def stored_keys(matrix: sp.csr_matrix) -> npt.NDArray[np.int64]:
-    """Row times width plus column of each stored entry, int64 (nnz,), ascending. Columns must be sorted in each row."""
-    return np.asarray(rows_of(matrix) * matrix.shape[1] + matrix.indices, dtype=np.int64)
+def entries_at(
+    matrix: sp.csr_matrix, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """The entries of (row, column) pairs, float32 (n_pairs,), zero where none is stored.
+
+    Args:
+        matrix: columns in any order in each row.
+        rows: int64 (n_pairs,), ascending.
+        columns: int64 (n_pairs,).
+    """
+    found = np.empty(len(rows), dtype=np.float32)
+    for block, pairs in _dense_blocks(matrix, rows):
+        found[pairs] = matrix[block].toarray()[rows[pairs] - block.start, columns[pairs]]
+    return found
+
+
+def are_among(
+    matrix: sp.csr_matrix, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which stored entries lie at one of the (row, column) pairs, bool (nnz,); see `entries_at`."""
+    found = np.zeros(matrix.nnz, dtype=np.bool_)
+    for block, pairs in _dense_blocks(matrix, rows):
+        if pairs.start < pairs.stop:
+            marked = np.zeros((block.stop - block.start, matrix.shape[1]), dtype=np.bool_)
+            marked[rows[pairs] - block.start, columns[pairs]] = True
+            begins = np.arange(len(marked), dtype=np.int32) * np.int32(matrix.shape[1])
+            stored = slice(*matrix.indptr[[block.start, block.stop]])
+            lengths = np.diff(matrix.indptr[block.start : block.stop + 1])
+            found[stored] = marked.ravel()[np.repeat(begins, lengths) + matrix.indices[stored]]
+    return found
+
+
+def _dense_blocks(matrix: sp.csr_matrix, rows: npt.NDArray[np.int64]) -> Iterator[tuple[slice, slice]]:
+    """Groups of rows that may be written out, and where among the ascending `rows` these lie."""
+    n_rows, n_columns = matrix.shape
+    size = max(1, DENSE_CELLS // max(n_columns, 1))
+    for start in range(0, n_rows, size):
+        stop = min(start + size, n_rows)
+        yield slice(start, stop), slice(*np.searchsorted(rows, (start, stop)))
 
 
 def positions_of(keys: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

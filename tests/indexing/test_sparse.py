@@ -9,7 +9,9 @@ from hypothesis.extra.numpy import arrays
 
 from indexing import sparse as module
 from indexing.sparse import (
+    are_among,
     distinct,
+    entries_at,
     keep_largest,
     largest,
     load_csr,
@@ -18,7 +20,6 @@ from indexing.sparse import (
     replace_rows,
     rows_of,
     save_csr,
-    stored_keys,
 )
 
 MATRICES = arrays(
@@ -30,6 +31,13 @@ def places(row: np.ndarray, k: int) -> list[int]:
     """Columns of the `k` largest stored scores, best first, equal scores by column."""
     stored = [column for column in range(len(row)) if row[column] != 0]
     return sorted(stored, key=lambda column: (-row[column], column))[:k]
+
+
+def shuffled(dense: np.ndarray, seed: int) -> sp.csr_matrix:
+    """The matrix with the entries of each row in any order."""
+    matrix, rng = sp.csr_matrix(dense), np.random.default_rng(seed)
+    order = np.lexsort((rng.random(matrix.nnz), rows_of(matrix)))
+    return sp.csr_matrix((matrix.data[order], matrix.indices[order], matrix.indptr), shape=matrix.shape)
 
 
 KEYS = st.lists(st.integers(-9, 9), max_size=30).map(lambda values: np.array(values, dtype=np.int64))
@@ -61,6 +69,16 @@ class TestLargest:
         matrix = sp.csr_matrix(np.array([[0, 1, 1, 0, 1, 0, 0, 5, 0, 1]], dtype=np.float32))
         assert matrix.indices[largest(matrix, 3)].tolist() == [7, 1, 2]
 
+    @given(MATRICES, st.integers(1, 9), st.data())
+    def test_takes_columns_in_any_order_and_leaves_some_out(self, dense, k, data):
+        matrix = shuffled(dense, data.draw(st.integers(0, 99)))
+        among = np.array(data.draw(st.lists(st.booleans(), min_size=matrix.nnz, max_size=matrix.nnz)), dtype=np.bool_)
+        shown = np.zeros_like(dense)
+        shown[rows_of(matrix)[among], matrix.indices[among]] = matrix.data[among]
+        found = largest(matrix, k, among)
+        by_row = list(zip(rows_of(matrix)[found].tolist(), matrix.indices[found].tolist(), strict=True))
+        assert by_row == [(row, column) for row in range(len(dense)) for column in places(shown[row], k)]
+
 
 class TestKeepLargest:
     @given(MATRICES, st.integers(1, 9))
@@ -90,21 +108,33 @@ class TestKeepLargest:
         assert keep_largest(sp.csr_matrix((0, 4), dtype=np.float32), 2).shape == (0, 4)
 
 
-class TestPositions:
-    @given(MATRICES, st.integers(0, 2**32 - 1))
-    def test_lead_to_the_entries_of_the_dense_matrix(self, dense, seed):
+class TestPairs:
+    @given(MATRICES, st.integers(0, 2**32 - 1), st.sampled_from([1, 9, 1000]))
+    def test_are_found_among_the_entries(self, dense, seed, cells):
         rng = np.random.default_rng(seed)
-        rows, columns = rng.integers(0, dense.shape[0], size=20), rng.integers(0, dense.shape[1], size=20)
-        matrix = sp.csr_matrix(dense)
-        found = positions_of(stored_keys(matrix), rows * dense.shape[1] + columns)
-        entries = [matrix.data[position] if position >= 0 else 0 for position in found]
-        np.testing.assert_array_equal(entries, dense[rows, columns])
+        rows, columns = np.sort(rng.integers(0, dense.shape[0], size=20)), rng.integers(0, dense.shape[1], size=20)
+        matrix = shuffled(dense, seed)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "DENSE_CELLS", cells)
+            found, among = entries_at(matrix, rows, columns), are_among(matrix, rows, columns)
+        np.testing.assert_array_equal(found, dense[rows, columns])
+        assert found.dtype == np.float32
+        asked = set(zip(rows.tolist(), columns.tolist(), strict=True))
+        stored = zip(rows_of(matrix).tolist(), matrix.indices.tolist(), strict=True)
+        assert among.tolist() == [pair in asked for pair in stored]
 
-    def test_keys_of_a_huge_matrix_do_not_overflow(self):
-        side = 3_000_000
-        at = np.array([side - 1])
-        matrix = sp.csr_matrix((np.ones(1, dtype=np.float32), (at, at)), shape=(side, side))
-        assert stored_keys(matrix).tolist() == [side * side - 1]
+    def test_of_nothing_are_none(self):
+        nothing, empty = np.zeros(0, dtype=np.int64), sp.csr_matrix((2, 3), dtype=np.float32)
+        assert entries_at(empty, nothing, nothing).shape == are_among(empty, np.zeros(1, int), np.zeros(1, int)).shape
+        assert entries_at(sp.csr_matrix((0, 0), dtype=np.float32), nothing, nothing).shape == (0,)
+
+
+class TestPositions:
+    @given(st.sets(st.integers(0, 99)), st.lists(st.integers(0, 99)))
+    def test_lead_to_the_keys(self, keys, wanted):
+        ordered = sorted(keys)
+        found = positions_of(np.array(ordered, dtype=np.int64), np.array(wanted, dtype=np.int64))
+        assert found.tolist() == [ordered.index(key) if key in keys else -1 for key in wanted]
 
     def test_among_no_keys_there_are_none(self):
         nothing = np.zeros(0, dtype=np.int64)
