@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from indexing.history import Histories, HistoryEncoder
 from indexing.index import VectorIndex
+from indexing.neighbour_cache import NeighbourCache
 from indexing.sources import (
     Block,
     Opened,
@@ -263,10 +264,10 @@ def build_retriever(
         weights: see `Retriever`.
     """
     n_items = len(item_vectors)
-    newest = (config.similar, config.similar_length, config.history_power)
+    nearest = NeighbourCache(item_vectors, index, config.similar + 1)  # an item is its own nearest
     sources: dict[str, Source] = {
         "vector": VectorSource(encoder, item_vectors, index, searchable),
-        "similar": SimilarSource(item_vectors, index, searchable, *newest),
+        "similar": SimilarSource(nearest, searchable, config.similar_length, config.history_power),
         "popular": PopularitySource.of(np.bincount(rows, minlength=n_items).astype(np.float32)),
         "recent": PopularitySource.of(recent_counts(rows, n_items, config.recent_share)),
         "trending": PopularitySource.of(recent_counts(rows, n_items, config.trending_share)),

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from indexing.history import Histories, HistoryEncoder
 from indexing.index import VectorIndex
+from indexing.neighbour_cache import NeighbourCache
 from indexing.sparse import are_among, distinct, entries_at, keep_largest, largest, place_in_runs, positions_of
 
 Rows = npt.NDArray[np.int64]
@@ -220,18 +221,14 @@ class SimilarSource:
     """Items whose vectors lie nearest to those of the newest items, for interests that one user vector blurs.
 
     Attributes:
-        item_vectors: float32 (n_items, dim), unit length.
-        index: over the same vectors.
+        nearest: of each newest item.
         searchable: as for `VectorSource`.
-        n_neighbours: items asked for per newest item.
         max_length: as for `NeighbourSource`.
         power: as for `NeighbourSource`.
     """
 
-    item_vectors: Scores
-    index: VectorIndex
+    nearest: NeighbourCache
     searchable: Mask
-    n_neighbours: int
     max_length: int
     power: float
 
@@ -249,8 +246,7 @@ class SimilarSource:
         allowed = self.searchable & ~block.blocked
         if not (len(asked) and allowed.any()):
             return sp.csr_matrix(shape, dtype=np.float32)
-        depth = min(self.n_neighbours + 1, self.index.size)
-        rows, cosines = self.index.search(self.item_vectors[asked], depth, allowed=None if allowed.all() else allowed)
+        rows, cosines = self.nearest.search(asked, None if allowed.all() else allowed)
         places, columns = np.nonzero((rows >= 0) & (cosines > 0.0) & (rows != asked[:, None]))
         return sp.csr_matrix((cosines[places, columns], (places, rows[places, columns])), shape=shape)
 

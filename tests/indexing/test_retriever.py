@@ -13,6 +13,7 @@ from indexing import retriever as module
 from indexing.covisitation import CovisitationConfig, covisitation
 from indexing.exact import ExactIndex
 from indexing.history import Histories, HistoryConfig, HistoryEncoder
+from indexing.neighbour_cache import NeighbourCache
 from indexing.retriever import SOURCES, Retriever, RetrieverConfig, build_retriever
 from indexing.sources import (
     Block,
@@ -343,16 +344,17 @@ class TestLookalikeSource:
 
 class TestSimilarSource:
     def source(self, *, searchable=SEARCHABLE, n_neighbours=4):
-        known = make_retriever().sources["similar"][0]
-        assert isinstance(known, SimilarSource)
-        return SimilarSource(known.item_vectors, known.index, searchable, n_neighbours, max_length=2, power=0.7)
+        known = make_retriever().sources["vector"][0]
+        assert isinstance(known, VectorSource)
+        nearest = NeighbourCache(known.item_vectors, known.index, n_neighbours + 1)
+        return SimilarSource(nearest, searchable, max_length=2, power=0.7)
 
     @settings(max_examples=30, deadline=None)
     @given(LISTS)
     def test_equals_a_loop_over_the_newest_items(self, lists):
-        source = self.source()
+        source, vectors = self.source(), make_retriever().sources["vector"][0].item_vectors
         opened = source.open(Block(histories_of(lists), NOTHING, False), N_ITEMS)
-        cosines = source.item_vectors @ source.item_vectors.T
+        cosines = vectors @ vectors.T
         for user, rows in enumerate(lists):
             expected = np.zeros(N_ITEMS)
             for place, row in enumerate(rows[::-1][:2]):
