@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from indexing.blocks import map_blocks
 from indexing.history import Histories, HistoryEncoder
 from indexing.index import VectorIndex
 from indexing.neighbour_cache import NeighbourCache
@@ -201,12 +201,13 @@ class Retriever:
         most = n_candidates or self.n_candidates
         factor = max(1, -(-most // self.n_candidates))
         starts = range(0, max(len(histories), 1), USERS_PER_BLOCK)
-        parts = []
-        for start in tqdm(starts, desc="retrieve", disable=not progress, mininterval=1.0):
+
+        def found(start: int) -> Candidates:
             stop = min(start + USERS_PER_BLOCK, len(histories))
             block = Block(histories.slice(start, stop), blocked, hide_seen)
-            parts.append(self._retrieve_block(block, most, factor, first_user=start))
-        return Candidates.concatenate(parts)
+            return self._retrieve_block(block, most, factor, first_user=start)
+
+        return Candidates.concatenate(map_blocks(found, starts, desc="retrieve", progress=progress))
 
     def _retrieve_block(self, block: Block, most: int, factor: int, *, first_user: int) -> Candidates:
         opened = [source.open(block, n * factor) for source, n in self.sources.values()]

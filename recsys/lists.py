@@ -5,15 +5,13 @@ Owns the blocks in which users are ranked and what a user without history gets. 
 """
 
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from tqdm import tqdm
 
+from indexing.blocks import AT_ONCE, map_blocks
 from ranking.features import Columns
 from ranking.rerank import best_places
 from recsys.arguments import FilterSeen, hide_seen, positive
@@ -26,7 +24,6 @@ from recsys.snapshot import People
 log = logging.getLogger("recsys")
 
 USERS_PER_BLOCK = 128  # as fast as 512, in a quarter of the memory
-BLOCKS_AT_ONCE = min(4, os.cpu_count() or 1)  # more wait for each other, and memory grows with them
 LISTED = ("user_row", "item_row", "score")
 DETAILS = ("stage1_score", "interest_score", "is_fallback")
 
@@ -80,8 +77,8 @@ def best_items(
 ) -> pl.DataFrame:
     """The best `k` of each user, block by block so that memory does not grow with the number of users.
 
-    A few blocks at once: much of the work of one keeps a single core busy. With the interest model one at a time, since
-    tokenizers are not safe for several threads and the model uses all cores anyhow.
+    With the interest model one block after the other: a tokenizer is not safe for several threads, and the model keeps
+    all cores busy.
 
     Returns:
         `user_row`, `item_row`, `rank`, `score` and, with `details`, `stage1_score`, `interest_score`, `is_fallback`,
@@ -94,12 +91,8 @@ def best_items(
         lists = _block(state, some, k, config, blocked=blocked, hide_seen=hide_seen, rules=rules, details=details)
         return lists.with_columns(pl.col("user_row") + pl.lit(start, dtype=pl.Int32))
 
-    if len(starts) == 1:
-        return listed(0)
-    with ThreadPoolExecutor(1 if state.interest is not None else BLOCKS_AT_ONCE) as pool:
-        made = tqdm(pool.map(listed, starts), total=len(starts), desc="recommend", disable=not progress)
-        parts: list[pl.DataFrame] = list(made)
-    return pl.concat(parts)
+    at_once = AT_ONCE if state.interest is None else 1
+    return pl.concat(map_blocks(listed, starts, desc="recommend", progress=progress, at_once=at_once))
 
 
 def _block(
