@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 Part = TypeVar("Part")
 
-AT_ONCE = min(4, os.cpu_count() or 1)  # more wait for each other, and memory grows with them
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+AT_ONCE = min(4, CORES)  # more wait for each other, and memory grows with them
 
 
 def map_blocks(
@@ -28,7 +29,7 @@ def map_blocks(
         at_once: blocks.
     """
     bar = partial(tqdm, total=len(starts), desc=desc, disable=not progress, mininterval=1.0)
-    if len(starts) == 1:  # what one request asks for needs no other thread
+    if min(at_once, len(starts)) <= 1:  # what one request asks for needs no other thread
         return list(bar(map(work, starts)))
     with ThreadPoolExecutor(at_once) as pool:
         return list(bar(pool.map(work, starts)))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from indexing.index import FloatArray, Hits, Mask, RowArray, VectorIndex
 
-MOST_ROWS = 20_000  # that are remembered: 16 MB where 100 neighbours are asked for
+MOST_CELLS = 2_000_000  # that are remembered, 8 bytes each: 20,000 items where 100 neighbours are asked for
 
 
 class NeighbourCache:
@@ -25,11 +25,13 @@ class NeighbourCache:
 
     def __init__(self, item_vectors: FloatArray, index: VectorIndex, depth: int) -> None:
         self._vectors, self._index, self._depth = item_vectors, index, min(depth, index.size)
-        size = min(MOST_ROWS, len(item_vectors))
+        size = min(max(1, MOST_CELLS // max(1, self._depth)), len(item_vectors))
         self._rows = np.empty((size, self._depth), dtype=np.int32)
         self._cosines = np.empty((size, self._depth), dtype=np.float32)
+        self._places = np.full(len(item_vectors), -1, dtype=np.int32)  # where an item's neighbours lie
+        self._owners = np.full(size, -1, dtype=np.int64)  # whose they are
+        self._allowed: Mask | None = None
         self._lock, self._next = Lock(), 0
-        self._forget(None)
 
     def search(self, asked: npt.NDArray[np.integer], allowed: Mask | None) -> Hits:
         """The nearest allowed items of each asked one; see `VectorIndex.search`.
@@ -77,8 +79,8 @@ class NeighbourCache:
     def _forget(self, allowed: Mask | None) -> None:
         """Start anew, for this mask."""
         self._allowed = None if allowed is None else allowed.copy()
-        self._places = np.full(len(self._vectors), -1, dtype=np.int32)  # where an item's neighbours lie
-        self._owners = np.full(len(self._rows), -1, dtype=np.int64)  # whose they are
+        self._places[self._owners[self._owners >= 0]] = -1
+        self._owners[:] = -1
         self._next = 0
 
 

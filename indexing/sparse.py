@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,9 +117,11 @@ def entries_at(
         rows: int64 (n_pairs,), ascending.
         columns: int64 (n_pairs,).
     """
-    found = np.empty(len(rows), dtype=np.float32)
-    for block, pairs in _dense_blocks(matrix, rows):
-        found[pairs] = matrix[block].toarray()[rows[pairs] - block.start, columns[pairs]]
+    found = np.zeros(len(rows), dtype=np.float32)
+    for dense, stored, entries, pairs, asked in _written_out(matrix, rows, columns, np.float32):
+        dense[entries] = matrix.data[stored]
+        found[pairs] = dense[asked]
+        dense[entries] = 0.0
     return found
 
 
@@ -127,24 +130,31 @@ def are_among(
 ) -> npt.NDArray[np.bool_]:
     """Which stored entries lie at one of the (row, column) pairs, bool (nnz,); see `entries_at`."""
     found = np.zeros(matrix.nnz, dtype=np.bool_)
-    for block, pairs in _dense_blocks(matrix, rows):
-        if pairs.start < pairs.stop:
-            marked = np.zeros((block.stop - block.start, matrix.shape[1]), dtype=np.bool_)
-            marked[rows[pairs] - block.start, columns[pairs]] = True
-            begins = np.arange(len(marked), dtype=np.int32) * np.int32(matrix.shape[1])
-            stored = slice(*matrix.indptr[[block.start, block.stop]])
-            lengths = np.diff(matrix.indptr[block.start : block.stop + 1])
-            found[stored] = marked.ravel()[np.repeat(begins, lengths) + matrix.indices[stored]]
+    for dense, stored, entries, _, asked in _written_out(matrix, rows, columns, np.bool_):
+        dense[asked] = True
+        found[stored] = dense[entries]
+        dense[asked] = False
     return found
 
 
-def _dense_blocks(matrix: sp.csr_matrix, rows: npt.NDArray[np.int64]) -> Iterator[tuple[slice, slice]]:
-    """Groups of rows that may be written out, and where among the ascending `rows` these lie."""
+def _written_out(
+    matrix: sp.csr_matrix, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], dtype: type[np.generic]
+) -> Iterator[tuple[npt.NDArray[Any], slice, npt.NDArray[np.int64], slice, npt.NDArray[np.int64]]]:
+    """Groups of rows for which pairs are asked: room for all their cells, and where entries and pairs lie in it.
+
+    The room is the same for every group, since it is as large as the catalogue at least: empty before, to be left so.
+    """
     n_rows, n_columns = matrix.shape
-    size = max(1, DENSE_CELLS // max(n_columns, 1))
+    size = max(1, min(n_rows, DENSE_CELLS // max(n_columns, 1)))
+    dense = np.zeros(size * n_columns, dtype=dtype)
     for start in range(0, n_rows, size):
         stop = min(start + size, n_rows)
-        yield slice(start, stop), slice(*np.searchsorted(rows, (start, stop)))
+        pairs = slice(*np.searchsorted(rows, (start, stop)))
+        if pairs.start < pairs.stop:
+            begins = np.arange(stop - start) * n_columns
+            stored = slice(*matrix.indptr[[start, stop]])
+            entries = np.repeat(begins, np.diff(matrix.indptr[start : stop + 1])) + matrix.indices[stored]
+            yield dense, stored, entries, pairs, (rows[pairs] - start) * n_columns + columns[pairs]
 
 
 def positions_of(keys: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -193,9 +193,7 @@ def delete_users(state: Fitted, ids: Iterable[Any], config: RecommenderConfig) -
     return _renewed(replace(state, events=events, users=users), config, behaviour=None), receipt
 
 
-def update_interactions(
-    state: Fitted, interactions: Table, config: RecommenderConfig, now: datetime | None = None
-) -> Fitted:
+def update_interactions(state: Fitted, interactions: Table, config: RecommenderConfig, now: datetime) -> Fitted:
     """Add newer interactions to the histories and counts; an interaction that is known already changes nothing.
 
     Neighbours from behaviour stay as they were: the next rebuild learns them anew.
@@ -204,30 +202,30 @@ def update_interactions(
         state: a fit.
         interactions: what was done since, or more.
         config: of the fit.
-        now: aware, by default the clock's. One row of a wrong clock would make everything else look years old.
+        now: aware. One row of a wrong clock would make everything else look years old.
 
     Raises:
-        InvalidData: the table breaks a rule, a row lies more than `CLOCK_SKEW` after now, ids are of another type than
-            at fit, or no item is known.
+        InvalidData: the table breaks a rule, a new row lies more than `CLOCK_SKEW` after now, ids are of another
+            type than at fit, or no item is known.
     """
     tables = validate(interactions, state.catalogue.items, unknown_items=config.unknown_items)
-    kind, given = state.events.schema["user_id"], tables.interactions.schema["user_id"]
-    if kind != given:
+    kind, found = state.events.schema["user_id"], tables.interactions.schema["user_id"]
+    if kind != found:
         raise InvalidData(
-            table="interactions", column="user_id", rule=f"is {given}, the model was fitted with {kind}",
+            table="interactions", column="user_id", rule=f"is {found}, the model was fitted with {kind}",
             remedy="spell the ids as at the fit",
         )  # fmt: skip
-    now = datetime.now(UTC) if now is None else utc(now, "now")
-    late = tables.interactions["timestamp"].filter(tables.interactions["timestamp"] > now + CLOCK_SKEW)
+    given = to_events(tables.interactions, state.catalogue, state.towers.event_kinds)
+    same = ["user_id", "item_row", "seconds", "event_row"]
+    added = given.unique(maintain_order=True).join(state.events, on=same, how="anti")
+    late = added["seconds"].filter(added["seconds"] > (utc(now, "now") + CLOCK_SKEW).timestamp())
     if len(late):
+        last = datetime.fromtimestamp(cast(float, late.max()), UTC)
         raise InvalidData(
-            table="interactions", column="timestamp", rule=f"must not lie after now, {now}, as {late.max()!s} does",
-            count=len(late), total=tables.interactions.height,
+            table="interactions", column="timestamp", rule=f"must not lie after now, {now}, as {last} does",
+            count=len(late), total=added.height,
             remedy="check time zone and unit of the timestamps and the clock",
         )  # fmt: skip
-    added = to_events(tables.interactions, state.catalogue, state.towers.event_kinds)
-    same = ["user_id", "item_row", "seconds", "event_row"]
-    added = added.unique(maintain_order=True).join(state.events, on=same, how="anti")
     events = pl.concat([state.events, added.select(state.events.columns)]).sort("seconds", maintain_order=True)
     as_of = max(state.as_of, float(events["seconds"][-1]) + 1.0)
     return _renewed(replace(state, events=events, as_of=as_of), config, behaviour=state.snapshot.behaviour)

@@ -5,7 +5,7 @@ Owns the public verbs, checks what comes in and gives back frames in the caller'
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,7 +65,7 @@ class Recommender:
             DeviceUnavailable: the configured device is not there.
         """
         device = resolve_device(self.config.device)
-        tables = validate(interactions, items, users, unknown_items=self.config.unknown_items)
+        tables = validate(interactions, items, users, unknown_items=self.config.unknown_items, now=datetime.now(UTC))
         self._fitted, self._activity = pipeline.fit(tables, self.config, device), {}
         self._implementation = tables.implementation
         return self
@@ -344,7 +344,7 @@ class Recommender:
 
     def update_interactions(self, interactions: Table, *, now: datetime | None = None) -> None:
         """Add newer interactions; known rows change nothing. One after `now`, by default the clock's, is refused."""
-        self._fitted = online.update_interactions(self._state, interactions, self.config, now)
+        self._fitted = online.update_interactions(self._state, interactions, self.config, now or datetime.now(UTC))
         self._activity = {}
 
     def save(self, folder: str | Path) -> None:

@@ -17,7 +17,7 @@ of texts is `text`'s.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any, Literal, TypeAlias
 
 import narwhals as nw
@@ -131,6 +131,7 @@ def validate(
     users: Table | None = None,
     *,
     unknown_items: Literal["drop", "raise"] = "drop",
+    now: datetime | None = None,
 ) -> Tables:
     """Checks the caller's tables and brings them into canonical form.
 
@@ -139,6 +140,7 @@ def validate(
         items: the catalogue.
         users: further columns about users, where there are any; not necessarily the users of `interactions`.
         unknown_items: what happens to interactions whose item is not in `items`.
+        now: aware; interactions after it are noted. None notes nothing.
 
     Returns:
         The tables; each of their notes is logged as well (INFO, and WARNING for dropped rows).
@@ -164,6 +166,8 @@ def validate(
             rule="no interaction is left after dropping those whose item is not in the items table",
             remedy="check that both tables spell their item ids alike",
         )
+    if now is not None:
+        _note_future(events["timestamp"], now, notes)
     return Tables(
         interactions=events,
         items=catalogue,
@@ -257,14 +261,17 @@ def _interactions(frame: pl.DataFrame, table: str, notes: _Notes) -> pl.DataFram
             f"{table}: {first_day:,} of {made.height:,} rows are of 1970-01-01, as a missing time is often written.",
             logging.WARNING,
         )
-    future = made["timestamp"].filter(made["timestamp"] > datetime.now(UTC))
-    if len(future):
+    return made.sort([name for name in INTERACTION_COLUMNS if name in made.columns], nulls_last=True)
+
+
+def _note_future(timestamps: pl.Series, now: datetime, notes: _Notes) -> None:
+    late = timestamps.filter(timestamps > now)
+    if len(late):
         notes.add(
-            f"{table}: {len(future):,} of {made.height:,} rows lie in the future, the last at {future.max()!s}; "
+            f"interactions: {len(late):,} of {len(timestamps):,} rows lie in the future, the last at {late.max()!s}; "
             "everything before them looks old. Check the clock, time zone and unit, or leave them out.",
             logging.WARNING,
         )
-    return made.sort([name for name in INTERACTION_COLUMNS if name in made.columns], nulls_last=True)
 
 
 def _items(frame: pl.DataFrame, notes: _Notes) -> pl.DataFrame:

@@ -5,6 +5,7 @@ steps took, whoever ran them.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property, partial
 
 import polars as pl
@@ -90,7 +91,7 @@ class SharedFits:
 def _stage_one(
     interactions: pl.DataFrame, items: pl.DataFrame, users: pl.DataFrame | None, config: RecommenderConfig
 ) -> _StageOne:
-    tables = validate(interactions, items, users, unknown_items=config.unknown_items)
+    tables = validate(interactions, items, users, unknown_items=config.unknown_items, now=datetime.now(UTC))
     device = resolve_device(config.device)
     first, learning = metered(partial(pipeline.learn_first_stage, tables, config, device))
     return _StageOne((interactions, items), config, first, learning)

@@ -322,7 +322,7 @@ def refuse_foreign(lists: pl.DataFrame, users: pl.Series, items: pl.Series, *, t
         ("user_id", users, "must be one that was asked about"),
         ("item_id", items, "must be in the catalogue"),
     ):
-        foreign = lists[column].filter(~lists[column].is_in(known.implode()))
+        foreign = lists[column].filter(~lists[column].is_in(known.implode()).fill_null(False))
         if len(foreign):
             raise InvalidData(
                 table=table,

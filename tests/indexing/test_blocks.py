@@ -23,16 +23,19 @@ def test_several_blocks_are_worked_on_at_once_and_one_alone_in_the_calling_threa
     assert map_blocks(lambda _: threading.current_thread(), [7], desc="x", progress=False) == [threading.main_thread()]
 
 
-def test_an_error_ends_the_work(capfd):
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_an_error_ends_the_work(at_once):
     done = []
 
     def work(start: int) -> None:
         done.append(start)
-        raise ValueError(f"block {start}")
+        if start == 0:
+            raise ValueError(f"block {start}")
+        time.sleep(0.02)
 
     with pytest.raises(ValueError, match="block 0"):
-        map_blocks(work, range(1000), desc="x", progress=False, at_once=1)
-    assert len(done) < 1000
+        map_blocks(work, range(1000), desc="x", progress=False, at_once=at_once)
+    assert len(done) < 100
 
 
 def test_the_bar_is_shown_where_that_is_asked_for(capfd):

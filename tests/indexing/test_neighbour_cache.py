@@ -71,7 +71,7 @@ def test_a_mask_that_the_caller_changes_is_another(vectors, index):
 
 @pytest.mark.parametrize("most", [1, 3, 7])
 def test_the_oldest_give_way(vectors, index, monkeypatch, most):
-    monkeypatch.setattr(module, "MOST_ROWS", most)
+    monkeypatch.setattr(module, "MOST_CELLS", most * DEPTH)
     cache, rng = NeighbourCache(vectors, index, DEPTH), np.random.default_rng(1)
     for _ in range(60):
         check(cache, vectors, rng.choice(12, size=rng.integers(1, 10), replace=False).tolist())
@@ -89,7 +89,7 @@ def test_a_cosine_does_not_depend_on_what_is_asked_beside(vectors, index):
 
 
 def test_threads_with_different_masks_do_not_mix(vectors, index, monkeypatch):
-    monkeypatch.setattr(module, "MOST_ROWS", 5)
+    monkeypatch.setattr(module, "MOST_CELLS", 5 * DEPTH)
     cache, masks = NeighbourCache(vectors, index, DEPTH), [None, np.arange(N_ITEMS) % 2 == 0, np.arange(N_ITEMS) < 20]
 
     def work(seed: int) -> None:

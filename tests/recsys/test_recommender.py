@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
-from recsys import Recommender
+from recsys import Recommender, lists
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import BundleCorrupt, InvalidConfig, InvalidData, NotFitted, PublishRefused, UnknownUsers
 from recsys.requests import ending_now
+from recsys.rules import Rules
 from recsys.synthetic import Synthetic, generate
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -182,6 +183,20 @@ def test_same_seed_same_lists(fitted: Recommender, config: RecommenderConfig, da
     again = Recommender(config).fit(shuffled, data.items.reverse(), data.users)
     users = data.users["user_id"]
     assert_frame_equal(fitted.recommend(users, 10, details=True), again.recommend(users, 10, details=True))
+
+
+def test_blocks_side_by_side_equal_one_block(
+    config: RecommenderConfig, data: Synthetic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With the interest model blocks follow one another.
+    plain = Recommender(replace(config, n_interest=0)).fit(data.interactions, data.items, data.users)
+    both = None, Rules(caps={"category": 3}, diversity=0.3)
+    whole = [plain.recommend(plain.users, 10, rules=rules, details=True) for rules in both]
+    monkeypatch.setattr(lists, "USERS_PER_BLOCK", 3)
+    monkeypatch.setattr(lists, "AT_ONCE", 4)
+    for rules, expected in zip(both, whole, strict=True):
+        found = plain.recommend(plain.users, 10, rules=rules, details=True)
+        assert_frame_equal(found, expected, abs_tol=1e-3)
 
 
 def test_a_batch_equals_one_at_a_time(fitted: Recommender) -> None:

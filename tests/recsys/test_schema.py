@@ -193,9 +193,11 @@ class TestNotes:
             "leave them out.",
         )
         late = int(datetime(2098, 1, 1, tzinfo=UTC).timestamp())
-        notes = validate(interactions(timestamp=[DAY, late, DAY]), items()).notes
+        given, now = interactions(timestamp=[DAY, late, DAY]), datetime(2050, 1, 1, tzinfo=UTC)
+        notes = validate(given, items(), now=now).notes
         assert any(note.startswith(known[0]) and note.endswith(known[1]) for note in notes)
-        assert not any("future" in note for note in validate(interactions(), items()).notes)
+        for tables in (validate(given, items()), validate(interactions(), items(), now=now)):
+            assert not any("future" in note for note in tables.notes)
 
     def test_every_note_is_logged_and_drops_are_warnings(self, caplog):
         with caplog.at_level(logging.INFO, logger="recsys"):
