@@ -115,6 +115,7 @@ def train(
         Steps after which the weights that were kept stood.
     """
     if not batches:
+        lesson.to(device).eval()
         return 0
     lesson.total_steps = len(batches)
     folder = _checkpoint_folder(config, name, batches, seed)

@@ -276,7 +276,6 @@ def _train(
             seed=config.seed, max_steps=None if like is None else like.steps, max_seconds=budget(config, TOWER_SHARE),
             progress=config.progress,
         )  # fmt: skip
-    users.eval()  # requests come from several threads, and a training without a step leaves it as it was made
     vectors, searchable = item_space(
         tower, features, catalogue.has_text | (counts >= config.item_tower.min_interactions)
     )

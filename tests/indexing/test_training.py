@@ -84,6 +84,7 @@ class TestTrain:
     def test_of_nothing_takes_no_step(self):
         lesson = Toy()
         assert run(lesson, batches=[]) == 0
+        assert not lesson.training
         assert lesson.weight.item() == 0.0
 
     def test_repeats_its_draws_for_a_seed_and_leaves_the_global_generator_alone(self):
