@@ -1,4 +1,4 @@
-"""The tables at the door: their columns, foreign names and rules, checked once, here.
+"""The tables at the door: their columns and rules, checked once, here.
 
 Behind this module everybody works on polars frames in one canonical form:
 
@@ -9,14 +9,14 @@ Behind this module everybody works on polars frames in one canonical form:
 * users: `user_id`, then further columns as features.
 
 In brackets: the dtype, and what stands in for a missing value. Features are Int64, Float64, Boolean or String.
-Rows are sorted by content, so that the order of the input rows never matters. Owns the alias table and the rules
-that concern more than one column; reading is `tables`', the values of one column are `columns`', the composition
+Rows are sorted by content, so that the order of the input rows never matters. Owns the rules that concern more than
+one column; foreign names are `aliases`', reading is `tables`', the values of one column are `columns`', the composition
 of texts is `text`'s.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Literal, TypeAlias
 
@@ -25,12 +25,13 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from recsys import columns, tables
+from recsys.aliases import ALIASES, ID_NAMES, TIME_ALIASES, canonical_names
 from recsys.columns import normalise_timestamps
 from recsys.errors import InvalidConfig, InvalidData
+from recsys.notes import Notes
 from recsys.tables import Table, to_caller
 
 __all__ = [
-    "ALIASES",
     "Histories",
     "Table",
     "Tables",
@@ -42,36 +43,8 @@ __all__ = [
     "validate_items",
 ]
 
-logger = logging.getLogger("recsys")
-
 Histories: TypeAlias = Table | Mapping[Any, Sequence[Any]]
 """An interactions table (`timestamp` optional), or a mapping from user id to item ids, oldest first."""
-
-USER_ALIASES = ("userId", "userID", "USER_ID", "user", "uid", "visitorid", "customer_id", "household_id")
-ITEM_ALIASES = ("itemId", "itemID", "ITEM_ID", "item", "movieId", "product_id", "article_id", "parent_asin", "asin")
-TIME_ALIASES = ("datetime", "TIMESTAMP", "time", "date", "ts", "unixReviewTime", "transaction_timestamp")
-
-ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
-    "interactions": {
-        "user_id": USER_ALIASES,
-        "item_id": ITEM_ALIASES,
-        "timestamp": TIME_ALIASES,
-        "event": ("event_type", "EVENT_TYPE", "behavior"),
-        "value": ("rating", "EVENT_VALUE", "score"),
-    },
-    "items": {
-        "item_id": ITEM_ALIASES,
-        "title": ("name", "product_name", "item_name", "TITLE"),
-        "description": ("desc", "overview", "DESCRIPTION"),
-        "categories": ("category", "genres", "CATEGORY"),
-        "price": ("PRICE",),
-        "created_at": ("release_date", "publish_time"),
-    },
-    "users": {"user_id": USER_ALIASES},
-}
-"""Foreign names by table and canonical column: exact, case-sensitive, used only where the canonical one is absent."""
-
-ID_NAMES = ("user_id", "item_id", "session_id", *USER_ALIASES, *ITEM_ALIASES)
 
 EPOCH = date(1970, 1, 1)
 INTERACTION_COLUMNS = ("timestamp", "user_id", "item_id", "event", "value", "weight", "session_id")
@@ -97,15 +70,6 @@ class Tables:
     users: pl.DataFrame | None
     notes: tuple[str, ...]
     implementation: nw.Implementation
-
-
-@dataclass(frozen=True, slots=True)
-class _Notes:
-    sentences: list[str] = field(default_factory=list)
-
-    def add(self, sentence: str, level: int = logging.INFO) -> None:
-        self.sentences.append(sentence)
-        logger.log(level, sentence)
 
 
 def read_table(source: Table, name: str) -> pl.DataFrame:
@@ -151,7 +115,7 @@ def validate(
     """
     if unknown_items not in ("drop", "raise"):
         raise InvalidConfig(f'unknown_items must be "drop" or "raise", not {unknown_items!r}.')
-    notes = _Notes()
+    notes = Notes(())
     given = _not_empty(read_table(interactions, "interactions"), "interactions")
     events = _interactions(given, "interactions", notes)
     catalogue = _items(read_table(items, "items"), notes)
@@ -179,7 +143,7 @@ def validate(
 
 def validate_items(items: Table) -> pl.DataFrame:
     """The items table alone in canonical form; raises as `validate` does."""
-    return _items(read_table(items, "items"), _Notes())
+    return _items(read_table(items, "items"), Notes(()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +175,7 @@ def validate_histories(histories: Histories, items: pl.DataFrame) -> GivenHistor
     Raises:
         InvalidData: the histories break a rule, or there are none.
     """
-    notes = _Notes()
+    notes = Notes(())
     if isinstance(histories, Mapping):
         given = tables.frame_of_histories(histories, items.schema["item_id"])
         users, timed = columns.ids(_named_users(histories), "user_id", table="histories"), False
@@ -225,7 +189,7 @@ def validate_histories(histories: Histories, items: pl.DataFrame) -> GivenHistor
     users = users.unique().sort()
     emptied = len(users) - events["user_id"].n_unique()
     if emptied:
-        notes.add(f"histories: {emptied:,} of {len(users):,} users have no known item.", logging.WARNING)
+        notes.add(f"histories: {emptied:,} of {len(users):,} users have no known item.", level=logging.WARNING)
     return GivenHistories(interactions=events.cast({"user_id": users.dtype}), users=users, timed=timed)
 
 
@@ -241,8 +205,8 @@ def _named_users(histories: Mapping[Any, Sequence[Any]]) -> pl.DataFrame:
         ) from error
 
 
-def _interactions(frame: pl.DataFrame, table: str, notes: _Notes) -> pl.DataFrame:
-    frame = _canonical_names(frame, table, ALIASES["interactions"], ("user_id", "item_id", "timestamp"), notes)
+def _interactions(frame: pl.DataFrame, table: str, notes: Notes) -> pl.DataFrame:
+    frame = canonical_names(frame, table, ALIASES["interactions"], ("user_id", "item_id", "timestamp"), notes)
     made = frame.select(
         columns.ids(frame, "user_id", table=table),
         columns.ids(frame, "item_id", table=table),
@@ -259,23 +223,23 @@ def _interactions(frame: pl.DataFrame, table: str, notes: _Notes) -> pl.DataFram
     if 0 < first_day < made.height:
         notes.add(
             f"{table}: {first_day:,} of {made.height:,} rows are of 1970-01-01, as a missing time is often written.",
-            logging.WARNING,
+            level=logging.WARNING,
         )
     return made.sort([name for name in INTERACTION_COLUMNS if name in made.columns], nulls_last=True)
 
 
-def _note_future(timestamps: pl.Series, now: datetime, notes: _Notes) -> None:
+def _note_future(timestamps: pl.Series, now: datetime, notes: Notes) -> None:
     late = timestamps.filter(timestamps > now)
     if len(late):
         notes.add(
             f"interactions: {len(late):,} of {len(timestamps):,} rows lie in the future, the last at {late.max()!s}; "
             "everything before them looks old. Check the clock, time zone and unit, or leave them out.",
-            logging.WARNING,
+            level=logging.WARNING,
         )
 
 
-def _items(frame: pl.DataFrame, notes: _Notes) -> pl.DataFrame:
-    frame = _canonical_names(_not_empty(frame, "items"), "items", ALIASES["items"], ("item_id", "title"), notes)
+def _items(frame: pl.DataFrame, notes: Notes) -> pl.DataFrame:
+    frame = canonical_names(_not_empty(frame, "items"), "items", ALIASES["items"], ("item_id", "title"), notes)
     absent = [name for name in ITEM_COLUMNS if name not in frame.columns]
     if absent:
         notes.add(f"items: not given, so left at their defaults: {', '.join(absent)}.")
@@ -296,46 +260,13 @@ def _items(frame: pl.DataFrame, notes: _Notes) -> pl.DataFrame:
     return made.sort("item_id")
 
 
-def _users(frame: pl.DataFrame, notes: _Notes) -> pl.DataFrame:
-    frame = _canonical_names(_not_empty(frame, "users"), "users", ALIASES["users"], ("user_id",), notes)
+def _users(frame: pl.DataFrame, notes: Notes) -> pl.DataFrame:
+    frame = canonical_names(_not_empty(frame, "users"), "users", ALIASES["users"], ("user_id",), notes)
     made = frame.select(_unique_ids(frame, "user_id", "users"), *_features(frame, ("user_id",), "users", notes))
     return made.sort("user_id")
 
 
-def _canonical_names(
-    frame: pl.DataFrame,
-    table: str,
-    aliases: Mapping[str, tuple[str, ...]],
-    required: tuple[str, ...],
-    notes: _Notes,
-) -> pl.DataFrame:
-    renamed = {}
-    for name, others in aliases.items():
-        found = [other for other in others if other in frame.columns]
-        if name in frame.columns or not found:
-            continue
-        if len(found) > 1:
-            raise InvalidData(
-                table=table,
-                column=name,
-                rule=f"several columns could be {name}: {', '.join(found)}",
-                remedy=f"rename the right one to {name}",
-            )
-        renamed[found[0]] = name
-        notes.add(f"{table}: column {found[0]} is read as {name}.")
-    frame = frame.rename(renamed)
-    for name in required:
-        if name not in frame.columns:
-            raise InvalidData(
-                table=table,
-                column=name,
-                rule=f"the required column is missing; there are: {', '.join(frame.columns[:50])}",
-                remedy=f"rename one to {name}; {', '.join(aliases.get(name, ()))} would be understood too",
-            )
-    return frame
-
-
-def _events(frame: pl.DataFrame, table: str, notes: _Notes) -> pl.Series:
+def _events(frame: pl.DataFrame, table: str, notes: Notes) -> pl.Series:
     default = "interaction"
     if "event" not in frame.columns:
         notes.add(f"{table}: no event column, so every event is {default!r}.")
@@ -346,7 +277,7 @@ def _events(frame: pl.DataFrame, table: str, notes: _Notes) -> pl.Series:
     return events.fill_null(default)
 
 
-def _numbers(frame: pl.DataFrame, name: str, table: str, notes: _Notes) -> pl.Series:
+def _numbers(frame: pl.DataFrame, name: str, table: str, notes: Notes) -> pl.Series:
     if name not in frame.columns:
         return pl.repeat(None, len(frame), dtype=pl.Float64, eager=True).alias(name)
     made = columns.numbers(frame, name, table=table)
@@ -363,7 +294,7 @@ def _unique_ids(frame: pl.DataFrame, name: str, table: str) -> pl.Series:
     return made
 
 
-def _features(frame: pl.DataFrame, taken: tuple[str, ...], table: str, notes: _Notes) -> list[pl.Series]:
+def _features(frame: pl.DataFrame, taken: tuple[str, ...], table: str, notes: Notes) -> list[pl.Series]:
     further = {name: columns.feature(frame[name]) for name in frame.columns if name not in taken}
     ignored = [f"{name} ({frame.schema[name]})" for name, made in further.items() if made is None]
     if ignored:
@@ -376,7 +307,7 @@ def _known_items(
     table: str,
     items: pl.DataFrame,
     unknown_items: Literal["drop", "raise"],
-    notes: _Notes,
+    notes: Notes,
 ) -> pl.DataFrame:
     _same_id_type(events, table, items, "items", "item_id")
     unknown = ~events["item_id"].is_in(items["item_id"].implode())
@@ -386,7 +317,7 @@ def _known_items(
     dropped = unknown.sum()
     if dropped:
         sentence = f"{table}: dropped {dropped:,} of {len(events):,} rows whose item is not in the items table."
-        notes.add(sentence, logging.WARNING)
+        notes.add(sentence, level=logging.WARNING)
     return events.filter(~unknown)
 
 
