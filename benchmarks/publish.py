@@ -10,7 +10,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from recsys.bench.result import BenchResult, Row, Table, as_json, read_result
+from recsys.bench.result import CANDIDATE_RECALL, CEILING, COLD_RECALL, BenchResult, Row, Table, as_json, read_result
 
 BASELINES = Path(__file__).with_name("baselines")
 HEADS = ("system", "ndcg@10", "recall@10", "recall@100", "coverage@10", "fit s", "users/s", "peak MB")
@@ -39,7 +39,9 @@ def slim(result: BenchResult) -> BenchResult:
 
 def main_depth(row: Row, k: int) -> Row:
     """The row with its metrics at one depth."""
-    return replace(row, metrics={name: found for name, found in row.metrics.items() if name.endswith(f"@{k}")})
+    of_candidates = (CANDIDATE_RECALL, COLD_RECALL, CEILING)
+    kept = {name: row.metrics[name] for name in row.metrics if name.endswith(f"@{k}") or name in of_candidates}
+    return replace(row, metrics=kept)
 
 
 def markdown(table: Table) -> list[str]:
@@ -48,7 +50,7 @@ def markdown(table: Table) -> list[str]:
     for row in table.rows:
         ndcg, recall, coverage = (row.metrics[name] for name in ("ndcg@10", "recall@10", "coverage@10"))
         mean = f"{number(ndcg.mean)} ({number(ndcg.low)} to {number(ndcg.high)})"
-        found = (number(value) for value in (recall.mean, row.candidate_recall, coverage.mean))
+        found = (number(value) for value in (recall.mean, row.metrics[CANDIDATE_RECALL].mean, coverage.mean))
         lines.append(
             (row.system, mean, *found, f"{row.fit_seconds:,.0f}", f"{row.users_per_second:,.0f}", f"{row.peak_mb:,.0f}")
         )

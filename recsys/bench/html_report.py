@@ -11,12 +11,24 @@ from pathlib import Path
 from recsys.bench.charts import Bar, bars, lines, points
 from recsys.bench.names import BI_ENCODER, RETRIEVAL, SOURCE, TWO_STAGE
 from recsys.bench.page import html_table, page, pairs_list
-from recsys.bench.result import REPORT, RESULT, BenchResult, Estimate, ResultFolder, Row, Table
+from recsys.bench.result import (
+    CANDIDATE_RECALL,
+    CEILING,
+    COLD_RECALL,
+    REPORT,
+    RESULT,
+    BenchResult,
+    Estimate,
+    ResultFolder,
+    Row,
+    Table,
+)
 from recsys.bench.waterfall import Waterfall, waterfalls
 from recsys.errors import InvalidConfig
 
 MAX_PARTS = 12  # of a segment that are drawn
 COLOURS = 8
+OF_CANDIDATES = {CANDIDATE_RECALL: "recall@100", COLD_RECALL: "of new items", CEILING: "ceiling"}
 LEAKS = {
     "leave-last-out": "This split leaks across users in time: the systems learnt from other people's later actions. "
     "Such numbers compare systems with published tables; they do not say what will happen next week.",
@@ -103,13 +115,12 @@ def _numbers(table: Table, result: BenchResult) -> str:
     k = result.k
     names = [f"{name}@{k}" for name in ("ndcg", "recall", "hitrate", "map", "mrr", "precision", "coverage", "novelty",
              "ild", "gini", "popularity_lift", "serendipity")]  # fmt: skip
-    there = [name for name in names if any(name in row.metrics for row in table.rows)]
-    head = ["system", *there, "recall@100", "cold items", "fit s", "people/s", "peak MB"]
+    there = [name for name in (*names, *OF_CANDIDATES) if any(name in row.metrics for row in table.rows)]
+    head = ["system", *(OF_CANDIDATES.get(name, name) for name in there), "fit s", "people/s", "peak MB"]
     rows = []
     for row in sorted(table.rows, key=lambda row: -_mean(row, f"ndcg@{k}")):
         cells = [_name(row.system), *(_estimate(row.metrics.get(name)) for name in there)]
-        cells += [_number(row.candidate_recall), _number(row.cold_recall), f"{row.fit_seconds:.1f}"]
-        cells += [f"{row.users_per_second:,.0f}", f"{row.peak_mb:,.0f}"]
+        cells += [f"{row.fit_seconds:.1f}", f"{row.users_per_second:,.0f}", f"{row.peak_mb:,.0f}"]
         rows.append((cells, "ours" if row.system == TWO_STAGE else ""))
     return html_table(head, rows)
 

@@ -10,15 +10,16 @@ import numpy.typing as npt
 import polars as pl
 from scipy.stats import rankdata
 
+from recsys.bench.groups import MAX_GROUPS
 from recsys.bench.protocols import Cut, Prepared
-from recsys.bench.result import Flag, Table
+from recsys.bench.result import CANDIDATE_RECALL, CEILING, Flag, Table
 from recsys.bench.systems import BASELINES, variant_of
 
 FloatArray = npt.NDArray[np.float64]
 
 KNOWS = 0.5  # partial rank correlation with future popularity, given all that the past says about it
 KNOWS_COUNTS = 0.8  # the same of plain counts, where one item alone can make much of it
-MIN_ITEMS = 40
+FEWEST_TESTED = 40  # items, or users, that the test must have before a column of theirs is judged
 CEILING_SHARE = 0.9
 CEILING_FROM = 0.1
 JUMP = 4.0
@@ -35,63 +36,70 @@ def suspicions(prepared: Prepared, tables: Sequence[Table], notes: Sequence[str]
 
 
 def leaking_columns(prepared: Prepared, cut: Cut) -> list[Flag]:
-    """Columns of the items, numbers or truth values, that know more of the test's popularity than the whole past does.
+    """Columns of items and users that know more of the test than the whole past does.
 
-    Of every column, and of how many test rows each item has, that part is taken away which the item's rows in train
+    Of every column, and of how many test rows each item (or user) has, that part is taken away which its rows in train
     explain (all of them, and the last tenth): by least squares, on ranks, on logarithms and on plain numbers. What is
-    left of both must not go together, in neither half of the items. An honest column may say a little beyond the
-    past, one that was counted afterwards says almost everything. Date columns are left to the fit.
+    left of both must not go together, in neither half of the table. An honest column may say a little beyond the
+    past, one that was counted afterwards says almost everything. Looked at are numbers, also those written as text,
+    truth values, and texts of at most `MAX_GROUPS` values. Date columns are left to the fit: a new item's date rightly
+    tells that it is taken now.
     """
-    items, config = prepared.tables.items, prepared.config
-    known = items.select("item_id").join(_counts(cut), on="item_id", how="left").fill_null(0)
-    if known.filter(pl.col("test") > 0).height < MIN_ITEMS:
+    tables, ignored = prepared.tables, prepared.config.ignore_columns
+    flags = _leaking(tables.items, "item_id", cut, ignored)
+    return flags if tables.users is None else [*flags, *_leaking(tables.users, "user_id", cut, ignored)]
+
+
+def _leaking(table: pl.DataFrame, key: str, cut: Cut, ignored: Sequence[str]) -> list[Flag]:
+    known = table.select(key).join(_counts(cut, key), on=key, how="left", maintain_order="left").fill_null(0)
+    if known.filter(pl.col("test") > 0).height < FEWEST_TESTED:
         return []
-    test = known["test"].to_numpy().astype(np.float64)
-    past = [known[name].to_numpy().astype(np.float64) for name in ("train", "recent")]
+    test, *past = (known[name].to_numpy().astype(np.float64) for name in ("test", "train", "recent"))
+    owner, taken = ("item", "popularity") if key == "item_id" else ("user", "activity")
     flags = []
-    for name in items.columns:
-        numeric = items.schema[name].is_numeric() or items.schema[name] == pl.Boolean
-        if not numeric or name == "item_id" or name in config.ignore_columns:
+    for name in table.columns:
+        if name == key or name in ignored:
             continue
-        filled = items[name].cast(pl.Float64).fill_null(strategy="min").fill_nan(0.0).fill_null(0.0).to_numpy()
-        found = knowledge(filled, test, past)
-        if found is not None:
-            flags.append(
-                Flag(
-                    kind="leak",
-                    what=name,
-                    message=(
-                        f"The item column {name!r} knows the test: what it says beyond the past goes together with "
-                        f"the popularity in the test (partial correlation {found:.2f}). Was it counted after the "
-                        "cut? Name it in ignore_columns, or give its value as of the cut."
-                    ),
-                )
+        found = [knowledge(values, test, past) for values in _as_numbers(table[name])]
+        strongest = max((correlation for correlation in found if correlation is not None), default=None)
+        if strongest is not None:
+            message = (
+                f"The {owner} column {name!r} knows the test: what it says beyond the past goes together with the "
+                f"{taken} in the test (partial correlation {strongest:.2f}). Was it counted after the cut? Name it in "
+                "ignore_columns, or give its value as of the cut."
             )
+            flags.append(Flag(kind="leak", what=name, message=message))
     return flags
+
+
+def _as_numbers(column: pl.Series) -> list[FloatArray]:
+    """A column as (n,) numbers, a text of few values as one column of 0 and 1 for each; nothing of other kinds."""
+    if column.dtype == pl.String and column.drop_nulls().n_unique() <= MAX_GROUPS:
+        return [
+            (column == value).fill_null(False).to_numpy().astype(np.float64) for value in column.drop_nulls().unique()
+        ]
+    if column.dtype == pl.String and column.cast(pl.Float64, strict=False).null_count() > column.null_count():
+        return []
+    if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.String)):
+        return []
+    return [column.cast(pl.Float64).fill_null(strategy="min").fill_nan(0.0).fill_null(0.0).to_numpy()]
 
 
 def knowledge(column: FloatArray, future: FloatArray, past: Sequence[FloatArray]) -> float | None:
     """The partial correlation of a column with the future given the past, where it is above the limits; else None.
 
     Args:
-        column: (n_items,).
-        future: (n_items,), how often each item is taken in the test.
-        past: arrays (n_items,), what train says.
+        column: (n,), of the items or users.
+        future: (n,), how many test rows each has.
+        past: arrays (n,), what train says.
     """
     if np.ptp(column) == 0:
         return None
-    logs = column - column.min()
-    views = (
-        (rankdata, KNOWS),
-        (np.log1p, KNOWS),
-        (np.asarray, KNOWS_COUNTS),
-    )
+    views = ((rankdata, KNOWS), (_logarithms, KNOWS), (np.asarray, KNOWS_COUNTS))
     best = None
     for view, limit in views:
-        x = view(logs if view is np.log1p else column)
-        halves = [
-            _partial(x[side::2], view(future)[side::2], [view(counts)[side::2] for counts in past]) for side in (0, 1)
-        ]
+        x, y, given = view(column), view(future), [view(counts) for counts in past]
+        halves = [_partial(x[side::2], y[side::2], [counts[side::2] for counts in given]) for side in (0, 1)]
         weaker = min(halves)
         if weaker >= limit and (best is None or weaker > best):
             best = weaker
@@ -112,9 +120,9 @@ def too_good(tables: Sequence[Table], k: int) -> list[Flag]:
         best = max(simple, default=None)
         for row in table.rows:
             ndcg, recall = (row.metrics[name].mean or 0.0 for name in (metric, f"recall@{k}"))
-            ceiling = row.ceiling or row.candidate_recall or 0.0
+            ceiling = row.metrics[CEILING].mean or row.metrics[CANDIDATE_RECALL].mean or 0.0
             reason = None
-            if ndcg >= ALMOST_ALL and table.n_users >= MIN_ITEMS:
+            if ndcg >= ALMOST_ALL and table.n_users >= FEWEST_TESTED:
                 reason = f"{metric} is {ndcg:.3f}, almost the best possible"
             elif (
                 variant_of(row.system) is not None
@@ -145,14 +153,18 @@ def _told(notes: Sequence[str]) -> list[Flag]:
     return [Flag(kind="leak", what=note.split("'")[1].split("__")[-1], message=note) for note in found]
 
 
-def _counts(cut: Cut) -> pl.DataFrame:
-    """`item_id`, `train`, `recent` (the last tenth of train), `test`: rows of each item."""
+def _counts(cut: Cut, key: str) -> pl.DataFrame:
+    """The key, `train`, `recent` (the last tenth of train), `test`: rows of each item or user."""
     train, test = cut.split.train, cut.split.test
     recent = train.sort("timestamp").tail(max(1, train.height // 10))
     parts = {"train": train, "recent": recent, "test": test}
-    frames = [rows.group_by("item_id").agg(pl.len().alias(name)) for name, rows in parts.items()]
-    joined = frames[0].join(frames[1], on="item_id", how="full", coalesce=True)
-    return joined.join(frames[2], on="item_id", how="full", coalesce=True).fill_null(0)
+    frames = [rows.group_by(key).agg(pl.len().alias(name)) for name, rows in parts.items()]
+    joined = frames[0].join(frames[1], on=key, how="full", coalesce=True)
+    return joined.join(frames[2], on=key, how="full", coalesce=True).fill_null(0)
+
+
+def _logarithms(values: FloatArray) -> FloatArray:
+    return np.asarray(np.log1p(values - values.min()))
 
 
 def _partial(x: FloatArray, y: FloatArray, given: Sequence[FloatArray]) -> float:
@@ -160,7 +172,9 @@ def _partial(x: FloatArray, y: FloatArray, given: Sequence[FloatArray]) -> float
     design = np.stack([np.ones(len(x)), *given], axis=1)
     left = [side - design @ np.linalg.lstsq(design, side, rcond=None)[0] for side in (x, y)]
     spread = [float(np.linalg.norm(side)) for side in left]
+    # What least squares explain, and what does not vary at all, leaves rounding errors.
     whole = [float(np.linalg.norm(side - side.mean())) for side in (x, y)]
-    if any(part <= 1e-6 * max(all_, 1e-12) for part, all_ in zip(spread, whole, strict=True)):
+    sizes = [float(np.linalg.norm(side)) for side in (x, y)]
+    if any(part <= 1e-6 * max(varies, 1e-6 * size) for part, varies, size in zip(spread, whole, sizes, strict=True)):
         return 0.0
     return float(abs(left[0] @ left[1] / (spread[0] * spread[1])))

@@ -19,7 +19,7 @@ from recsys.bench.leaks import suspicions
 from recsys.bench.learned import tfidf_vectors
 from recsys.bench.names import BI_ENCODER, RETRIEVAL, SOURCE, TWO_STAGE
 from recsys.bench.protocols import COLD_USERS, DEPTH, Cut, Prepared, Protocol
-from recsys.bench.result import BenchResult, CutInfo, Estimate, Row, Table
+from recsys.bench.result import CANDIDATE_RECALL, CEILING, COLD_RECALL, BenchResult, CutInfo, Estimate, Row, Table
 from recsys.bench.systems import Answers
 from recsys.bundle import library_versions
 from recsys.profiling import machine
@@ -51,7 +51,8 @@ class Measured:
 def user_metrics(prepared: Prepared) -> tuple[str, ...]:
     """Names of the metrics that every user has a value of, in the order of the columns."""
     accuracy = [f"{name}@{k}" for name in ACCURACY for k in prepared.ks]
-    return (*accuracy, *(f"{name}@{prepared.k}" for name in ("novelty", "ild", "popularity_lift", "serendipity")))
+    further = [f"{name}@{prepared.k}" for name in ("novelty", "ild", "popularity_lift", "serendipity")]
+    return (*accuracy, *further, CANDIDATE_RECALL, COLD_RECALL, CEILING)
 
 
 def report(
@@ -137,30 +138,40 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def values_of(
-    lists: pl.DataFrame, truth: pl.DataFrame, train: pl.DataFrame, items: pl.DataFrame, vectors: Any, prepared: Prepared
-) -> tuple[pl.Series, list[FloatArray]]:
+def _values(prepared: Prepared, answer: Answers, vectors: Any) -> tuple[pl.Series, list[FloatArray]]:
     """The users of the truth, sorted, and one array for each of `user_metrics`."""
-    lists = metrics.first_k(lists, prepared.depth)
+    cut, protocol = _asked(prepared, answer)
+    truth, train, items, k = protocol.truth, cut.split.train, prepared.tables.items["item_id"], prepared.k
+    lists = metrics.first_k(answer.lists, prepared.depth)
     hits = metrics.hit_matrix(lists, truth, prepared.depth)
-    users, k = hits.users, prepared.k
+    users = hits.users
     found = [metric(hits, depth) for metric in ACCURACY.values() for depth in prepared.ks]
     return users, [
         *found,
         beyond.novelty(lists, train, users, k),
-        beyond.intra_list_diversity(lists, items["item_id"], vectors, users, k),
+        beyond.intra_list_diversity(lists, items, vectors, users, k),
         beyond.popularity_lift(lists, train, users, k),
         beyond.serendipity(lists, truth, train, users, k),
+        *_candidate_values(answer, truth, train),
     ]
+
+
+def _candidate_values(answer: Answers, truth: pl.DataFrame, train: pl.DataFrame) -> tuple[FloatArray, ...]:
+    """Recall of the first candidates, the same of items new to the data, and of all that a second stage chose from."""
+    n_chosen_from = max(DEPTH, int(answer.candidates["rank"].max() or 0))  # type: ignore[arg-type]
+    hits = metrics.hit_matrix(answer.candidates, truth, n_chosen_from)
+    new = metrics.hit_matrix(answer.candidates, truth.join(train, on="item_id", how="anti"), DEPTH)
+    cold, ceiling = np.full((2, len(hits.users)), np.nan)
+    cold[hits.users.is_in(new.users.implode()).to_numpy()] = metrics.recall(new, DEPTH)
+    if answer.staged:
+        ceiling = metrics.recall(hits, n_chosen_from)
+    return metrics.recall(hits, DEPTH), cold, ceiling
 
 
 def _per_user(prepared: Prepared, answers: Sequence[Answers], vectors: Any) -> pl.DataFrame:
     names, parts = user_metrics(prepared), []
     for answer in answers:
-        cut, protocol = _asked(prepared, answer)
-        users, values = values_of(
-            answer.lists, protocol.truth, cut.split.train, prepared.tables.items, vectors, prepared
-        )
+        users, values = _values(prepared, answer, vectors)
         named = pl.DataFrame(dict(zip(names, values, strict=True))).fill_nan(None)
         keys = users.to_frame("user_id").select(
             protocol=pl.lit(answer.protocol),
@@ -253,23 +264,7 @@ def estimates(values: FloatArray, names: Sequence[str], means: FloatArray) -> di
 
 def _row(system: str, answers: Sequence[Answers], prepared: Prepared, found: dict[str, Estimate]) -> Row:
     k, n_items = prepared.k, prepared.tables.items.height
-    truths = [_asked(prepared, answer) for answer in answers]
-    cold = [protocol.truth.join(cut.split.train, on="item_id", how="anti") for cut, protocol in truths]
-    recalls = [
-        metrics.recall(metrics.hit_matrix(answer.candidates, protocol.truth, DEPTH), DEPTH)
-        for answer, (_, protocol) in zip(answers, truths, strict=True)
-    ]
-    n_found = sum(
-        pairs.join(metrics.first_k(answer.candidates, DEPTH), on=["user_id", "item_id"], how="semi").height
-        for answer, pairs in zip(answers, cold, strict=True)
-    )
-    ceilings = [
-        metrics.recall(metrics.hit_matrix(answer.candidates, protocol.truth, depth), depth)
-        for answer, (_, protocol) in zip(answers, truths, strict=True)
-        if answer.staged and (depth := int(answer.candidates["rank"].max() or DEPTH))  # type: ignore[arg-type]
-    ]
-    n_cold = sum(pairs.height for pairs in cold)
-    n_users = sum(len(protocol.users) for _, protocol in truths)
+    n_users = sum(len(_asked(prepared, answer)[1].users) for answer in answers)
     full = sum(_n_full(answer.lists, k) for answer in answers)
     seconds = sum(answer.ask.seconds for answer in answers)
     over_all = {
@@ -279,9 +274,6 @@ def _row(system: str, answers: Sequence[Answers], prepared: Prepared, found: dic
     return Row(
         system=system,
         metrics={**found, **{name: Estimate(mean=value) for name, value in over_all.items()}},
-        candidate_recall=float(np.concatenate(recalls).mean()),
-        ceiling=float(np.concatenate(ceilings).mean()) if ceilings else None,
-        cold_recall=n_found / n_cold if n_cold else None,
         short_lists=n_users - full,
         calibration=_calibration(answers, prepared),
         fit_seconds=sum(answer.fit.seconds for answer in answers),

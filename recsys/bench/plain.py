@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from recsys.bench.result import BenchResult, Estimate, Row, Table
+from recsys.bench.result import CANDIDATE_RECALL, COLD_RECALL, BenchResult, Estimate, Row, Table
 
 
 def render(result: BenchResult) -> str:
@@ -52,9 +52,9 @@ def _cells(row: Row, k: int) -> tuple[str, ...]:
         _number(ndcg.mean),
         f"{_number(ndcg.low)} to {_number(ndcg.high)}",
         _mean(row.metrics[f"recall@{k}"]),
-        _number(row.candidate_recall),
+        _mean(row.metrics[CANDIDATE_RECALL]),
         _mean(row.metrics[f"coverage@{k}"]),
-        _number(row.cold_recall),
+        _mean(row.metrics[COLD_RECALL]),
         f"{row.fit_seconds:.1f}",
         f"{row.users_per_second:,.0f}",
         f"{row.peak_mb:,.0f}",

@@ -32,10 +32,14 @@ import polars as pl
 from recsys.errors import InvalidData
 from recsys.splits import SplitKind
 
-FORMAT = 2
+FORMAT = 3
 RESULT = "result.json"
 REPORT = "report.html"
 FRAMES = ("per_user", "lists", "candidates", "truth")
+
+CANDIDATE_RECALL = "candidate_recall@100"
+COLD_RECALL = "cold_recall@100"
+CEILING = "ceiling"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +59,9 @@ class Row:
         system: its name.
         metrics: by name and depth. Means over users with intervals: "ndcg@10", "recall@10", "precision@10",
             "hitrate@10", "map@10", "mrr@10" at every depth of `BenchResult.ks`, and "novelty@k", "ild@k",
-            "popularity_lift@k", "serendipity@k" at `k`. Over all lists, without interval: "coverage@k", "gini@k".
-        candidate_recall: recall@100 of the candidates.
-        ceiling: of a system with two stages, recall of all candidates that the second stage chose from; else None.
-        cold_recall: share of the pairs whose item has no interaction in train that are among the user's 100
-            candidates; None where there is no such pair.
+            "popularity_lift@k", "serendipity@k" at `k`; of the candidates `CANDIDATE_RECALL`, `COLD_RECALL` (of what
+            has no interaction in train; without value where nothing is) and `CEILING` (of all that the second stage
+            chose from; without value where there is none). Over all lists, without interval: "coverage@k", "gini@k".
         short_lists: users with fewer than k items.
         calibration: `n`, `base_rate`, `ece`, `brier`, `log_loss`, `reliability` [[mean probability, share of
             positives, rows]] of the lists' scores, where the system says that they are probabilities; else None.
@@ -71,15 +73,12 @@ class Row:
 
     system: str
     metrics: dict[str, Estimate]
-    candidate_recall: float | None
-    cold_recall: float | None
     short_lists: int
     calibration: dict[str, Any] | None
     fit_seconds: float
     ask_seconds: float
     users_per_second: float
     peak_mb: float
-    ceiling: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

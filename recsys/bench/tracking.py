@@ -66,7 +66,7 @@ def numbers_of(result: BenchResult) -> dict[str, float]:
             for name, estimate in row.metrics.items():
                 found |= {f"{where}/{name}": estimate.mean}
                 found |= {f"{where}/{name}.low": estimate.low, f"{where}/{name}.high": estimate.high}
-            for name in ("candidate_recall", "cold_recall", "fit_seconds", "users_per_second", "peak_mb"):
+            for name in ("fit_seconds", "users_per_second", "peak_mb"):
                 found[f"{where}/{name}"] = getattr(row, name)
     return {_plain(name): value for name, value in found.items() if value is not None}
 

@@ -127,7 +127,7 @@ def test_what_cannot_be_compared(folders, tmp_path):
     with pytest.raises(InvalidData, match=r"is a damaged result \(KeyError\('rows'\)\)"):
         compare(tmp_path, folders / "new")
     (tmp_path / "result.json").write_text('{"format": 1}')
-    with pytest.raises(InvalidData, match="the format is 1, this version reads 2"):
+    with pytest.raises(InvalidData, match="the format is 1, this version reads 3"):
         compare(tmp_path, folders / "new")
     (tmp_path / "result.json").write_text((folders / "new" / "result.json").read_text())
     with pytest.raises(InvalidData, match=r"per_user.parquet: does not exist"):

@@ -52,6 +52,29 @@ def test_a_truth_value_that_reads_the_future_is_caught():
     assert [flag.what for flag in leaking_columns(prepared, prepared.cuts[0])] == ["sold_later"]
 
 
+def test_words_and_written_numbers_that_read_the_future_are_caught():
+    data = planted(future=LEAKS["future_count"])
+    level = pl.when(pl.col("future") > pl.col("future").median()).then(pl.lit("bestseller")).otherwise(pl.lit("shelf"))
+    written = data.items.with_columns(level=level, said=pl.col("future").cast(pl.String)).drop("future")
+    prepared = prepare(Dataset(name="x", interactions=data.interactions, items=written))
+    assert [flag.what for flag in leaking_columns(prepared, prepared.cuts[0])] == ["level", "said"]
+
+
+def test_a_column_of_the_users_that_reads_the_future_is_caught_and_an_honest_one_is_not():
+    made = generate(n_users=150, n_items=120, n_topics=4, events_per_user=18, n_cold_items=5)
+    cut = prepare(Dataset(name="x", interactions=made.interactions, items=made.items)).split
+    later, before = (rows.group_by("user_id").agg(n=pl.len()) for rows in (cut.test, cut.train))
+    users = made.interactions.select("user_id").unique(maintain_order=True)
+    users = users.join(later.rename({"n": "orders_next_month"}), on="user_id", how="left", maintain_order="left")
+    users = users.join(before.rename({"n": "orders_so_far"}), on="user_id", how="left", maintain_order="left")
+    asked = Dataset(name="x", interactions=made.interactions, items=made.items, users=users.fill_null(0))
+    result = run_bench(asked, systems=["popular"], n_samples=20)
+    assert [(flag.kind, flag.what) for flag in result.flags] == [("leak", "orders_next_month")]
+    assert "user column 'orders_next_month' knows the test" in result.flags[0].message
+    one_each = prepare(asked, split="leave-last-out", min_items=2)
+    assert leaking_columns(one_each, one_each.cuts[0]) == []
+
+
 def test_honest_columns_are_not():
     prepared = prepare(planted(**HONEST))
     assert leaking_columns(prepared, prepared.cuts[0]) == []
@@ -77,10 +100,10 @@ def test_what_the_fit_found_is_a_flag():
 
 
 def row(system, ndcg, recall, ceiling):
-    estimates = {"ndcg@10": Estimate(mean=ndcg), "recall@10": Estimate(mean=recall)}
+    means = {"ndcg@10": ndcg, "recall@10": recall, "candidate_recall@100": ceiling, "ceiling": None}
     return Row(
-        system=system, metrics=estimates, candidate_recall=ceiling, cold_recall=None, short_lists=0, calibration=None,
-        fit_seconds=1, ask_seconds=1, users_per_second=1, peak_mb=1,
+        system=system, metrics={name: Estimate(mean=mean) for name, mean in means.items()}, short_lists=0,
+        calibration=None, fit_seconds=1, ask_seconds=1, users_per_second=1, peak_mb=1,
     )  # fmt: skip
 
 

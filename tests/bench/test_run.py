@@ -162,22 +162,23 @@ class TestReport:
         ndcg = row.metrics["ndcg@10"]
         assert ndcg.mean == pytest.approx((1 / np.log2(3) + 0) / 2)
         assert row.metrics["recall@10"].mean == pytest.approx(1 / 2)
-        assert row.candidate_recall == pytest.approx(1.0)
+        assert row.metrics["candidate_recall@100"].mean == pytest.approx(1.0)
         assert row.metrics["coverage@10"].mean == pytest.approx(2 / 5)
-        assert row.cold_recall == pytest.approx(1.0)
+        assert row.metrics["cold_recall@100"].mean == pytest.approx(1.0)
+        assert row.metrics["ceiling"].mean is None
         assert row.users_per_second == pytest.approx(2 / 0.5)
         assert (row.fit_seconds, row.peak_mb, row.short_lists) == (0.5, 100.0, 2)
         expected = metrics.bootstrap_interval(np.array([1 / np.log2(3), 0]), seed=0)
         assert (ndcg.low, ndcg.high) == pytest.approx(expected)
 
-    def test_cold_recall_is_over_pairs_and_null_without_any(self, repeating):
+    def test_cold_recall_is_over_users_with_new_items_and_none_without_any(self, repeating):
         missed = answers_of("new items only", popular=({"v": ["d"]}, {"v": ["d"]}))
-        assert report(repeating, missed).tables[1].rows[0].cold_recall == 0.0
+        assert report(repeating, missed).tables[1].rows[0].metrics["cold_recall@100"].mean == 0.0
         warm = prepare(dataset_of([("u", "a"), ("v", "b"), ("u", "b")]), RecommenderConfig(), test_share=1 / 3)
         found = answers_of("new items only", popular=({"u": ["b"]}, {"u": ["b"]}))
         table = report(warm, found).tables[0]
         assert table.n_cold_pairs == 0
-        assert table.rows[0].cold_recall is None
+        assert table.rows[0].metrics["cold_recall@100"].mean is None
         assert "none" in render(report(warm, found))
 
     def test_differences_are_paired_and_both_stages_meet_every_whole_system(self, repeating):
@@ -285,7 +286,10 @@ class TestRun:
         for row in table.rows:
             ndcg = row.metrics["ndcg@10"]
             assert 0 <= ndcg.low <= ndcg.mean <= ndcg.high <= 1
-            assert row.metrics["recall@10"].mean <= row.candidate_recall <= 1
+            candidates = row.metrics["candidate_recall@100"]
+            assert row.metrics["recall@10"].mean <= candidates.mean <= 1
+            assert candidates.low <= candidates.mean <= candidates.high
+            assert (row.metrics["ceiling"].mean is not None) == (row.system == "two-stage")
             assert row.fit_seconds > 0
             assert row.users_per_second > 0
             assert row.peak_mb > 10
@@ -294,7 +298,9 @@ class TestRun:
     def test_our_rows_share_one_fit_and_its_candidates(self, result):
         stage1, both = result.tables[0].rows[-2:]
         assert stage1.fit_seconds == both.fit_seconds
-        assert (stage1.candidate_recall, stage1.cold_recall) == (both.candidate_recall, both.cold_recall)
+        for name in ("candidate_recall@100", "cold_recall@100"):
+            assert stage1.metrics[name] == both.metrics[name]
+        assert both.metrics["ceiling"].mean >= both.metrics["candidate_recall@100"].mean
 
     def test_a_row_is_the_systems_own_lists(self, data, config, result):
         prepared = prepare(data, config)
