@@ -99,7 +99,7 @@ def softmax_loss(
     *,
     temperature: float,
     log_expected: Tensor | None = None,
-    masked: tuple[Tensor, Tensor] | None = None,
+    masked: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
     """Weighted mean of the cross-entropy of the taken item among all choices.
@@ -113,16 +113,14 @@ def softmax_loss(
         targets: int64 (n,), column of the taken item.
         temperature: cosines are divided by it.
         log_expected: (m,), log of how often a choice is expected in a draw; None where all items are choices.
-        masked: rows and columns, int64 each, that are no negatives; a target among them stays.
+        masked: bool (n, m), choices that are no negatives; a target among them stays.
         weights: (n,), worth of each event, or None for 1; where all are 0 the loss is 0.
     """
     logits = ((users / temperature) @ choices.T).float()  # (n, m)
     if log_expected is not None:
         logits = logits - log_expected
     if masked is not None:
-        rows, columns = masked
-        others = columns != targets[rows]
-        logits.index_put_((rows[others], columns[others]), torch.tensor(MASKED, device=logits.device))
+        logits.masked_fill_(masked.scatter(1, targets[:, None], False), MASKED)
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     if weights is None:
         return losses.mean()

@@ -21,6 +21,7 @@ from indexing.training_config import TrainingConfig
 
 VALIDATION_USERS_SHARE = 0.1
 FEWEST_EVENTS = 3  # of a user whose newest event may be set aside
+MOST_BESIDE = 1000  # events on either side of a window whose items are no negatives either
 POOL = 4  # the hardest negatives are looked for among so many times as many
 
 
@@ -92,19 +93,21 @@ class TowerLesson(Lesson):
         super().__init__()
         self.tower, self.encoder = tower, encoder
         self._config, self._windows, self._on = config, windows, device
+        self._spans = _spans(windows, histories.offsets)
         self._features = TowerInput.of(features, device)
         self._rng = np.random.default_rng(seed)
         self._n_items = len(features)
         self._share = torch.from_numpy(_shares(histories, self._n_items)).to(device)
         self._events = Events.of(histories, device)
-        self._aside: tuple[Events, NDArray[np.int64]] | None = None
+        self._aside: tuple[Events, NDArray[np.int64], NDArray[np.int64]] | None = None
         self._hard_from = int((1.0 - config.hard_share) * steps)
 
     def set_aside(self, histories: Histories, users: NDArray[np.int64]) -> None:
         """Take the newest event of these users to measure the validation loss."""
         if len(users):
             positions, there = histories.newest(self.encoder.config.max_length + 1)
-            self._aside = Events.of(histories, self._on), np.where(there, positions, -1)[users]
+            windows = np.where(there, positions, -1)[users]
+            self._aside = Events.of(histories, self._on), windows, _spans(windows, histories.offsets)
 
     def groups(self) -> list[dict[str, Any]]:
         """See `Lesson`."""
@@ -121,7 +124,7 @@ class TowerLesson(Lesson):
         vectors = self.tower(self._features, choices, residual=not cold)
         return softmax_loss(
             users, vectors, torch.searchsorted(choices, targets.items), temperature=self._config.temperature,
-            log_expected=log_expected, masked=self._own(self._events, windows, owners, choices),
+            log_expected=log_expected, masked=self._taken(self._events, self._spans[rows], choices)[owners],
             weights=targets.weights,
         )  # fmt: skip
 
@@ -132,7 +135,7 @@ class TowerLesson(Lesson):
         """
         if self._aside is None:
             return None
-        events, windows = self._aside
+        events, windows, spans = self._aside
         users, targets, owners = self._users(events, windows, last=True)
         everything = self._n_items <= self._config.full_softmax_items
         draw = np.random.default_rng(0).integers(self._n_items, size=self._config.full_softmax_items)
@@ -141,7 +144,7 @@ class TowerLesson(Lesson):
         scores = users @ self.tower(self._features, choices).T
         where = torch.searchsorted(choices, targets.items)
         taken = scores.gather(1, where[:, None])
-        scores[self._own(events, windows, owners, choices)] = MASKED
+        scores.masked_fill_(self._taken(events, spans, choices)[owners], MASKED)
         places = (scores > taken).sum(dim=1)
         return 1.0 - float((1.0 / torch.log2(2.0 + places)).mean())
 
@@ -192,16 +195,16 @@ class TowerLesson(Lesson):
         hardest: Tensor = pool[often.topk(min(self._config.n_hard, len(pool))).indices]
         return hardest
 
-    def _own(
-        self, events: Events, windows: NDArray[np.int64], owners: Tensor, choices: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the logits where a choice is another item that the user took in the same window."""
-        positions = torch.from_numpy(windows).to(self._on)[owners]  # (n, length + 1)
-        rows, places = torch.nonzero(positions >= 0, as_tuple=True)
-        items = events.items[positions[rows, places]]
+    def _taken(self, events: Events, spans: NDArray[np.int64], choices: Tensor) -> Tensor:
+        """Which of the choices the user of each window took, in it, before or after, bool (n_windows, n_choices)."""
+        starts, ends = torch.from_numpy(spans).to(self._on).T[:, :, None]
+        positions = starts + torch.arange(int(np.ptp(spans, axis=1).max()), device=self._on)
+        items = events.items[torch.minimum(positions, ends - 1)]
         columns = torch.searchsorted(choices, items).clamp(max=len(choices) - 1)
-        found = choices[columns] == items
-        return rows[found], columns[found]
+        rows, places = torch.nonzero(choices[columns] == items, as_tuple=True)
+        taken = torch.zeros((len(spans), len(choices)), dtype=torch.bool, device=self._on)
+        taken[rows, columns[rows, places]] = True
+        return taken
 
 
 class Events:
@@ -239,6 +242,14 @@ def _windows(histories: Histories, length: int) -> tuple[NDArray[np.int64], NDAr
     positions = starts[:, None] + np.arange(length + 1)
     there = positions < histories.offsets[owner + 1][:, None]
     return np.where(there, positions, -1), there.sum(axis=1) - 1
+
+
+def _spans(windows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the events of a window's user begin and end that lie in it or beside it, (n_windows, 2)."""
+    first, after = windows[:, 0], windows[:, 0] + windows.shape[1]
+    user = np.searchsorted(offsets, first, side="right") - 1
+    starts = np.maximum(offsets[user], first - MOST_BESIDE)
+    return np.stack([starts, np.minimum(offsets[user + 1], after + MOST_BESIDE)], axis=1)
 
 
 def _shares(histories: Histories, n_items: int) -> NDArray[np.float32]:

@@ -162,15 +162,21 @@ class TestWhatIsMasked:
         Pair(lists, replace(CONFIG, tower_batch_size=1000), max_steps=1)
         (users, choices, targets), named = seen[0]
         assert len(choices) == N_ITEMS
-        hidden = np.zeros((len(users), len(choices)), dtype=bool)
-        hidden[tuple(part.numpy() for part in named["masked"])] = True
-        return [(int(target), set(np.flatnonzero(row).tolist())) for target, row in zip(targets, hidden, strict=True)]
+        hidden = named["masked"].numpy()
+        assert hidden.shape == (len(users), len(choices))
+        return sorted((int(target), np.flatnonzero(row).tolist()) for target, row in zip(targets, hidden, strict=True))
 
-    def test_is_every_item_of_the_users_window(self, monkeypatch):
-        found = self.masks(monkeypatch, [[5, 0, 6], [1, 2]])
-        assert sorted((target, sorted(own)) for target, own in found) == [
-            (0, [0, 5, 6]), (2, [1, 2]), (6, [0, 5, 6]),
-        ]  # fmt: skip
+    def test_is_every_item_of_the_user(self, monkeypatch):
+        found = self.masks(monkeypatch, [[5, 0, 6], [], [1, 2]])
+        assert found == [(0, [0, 5, 6]), (2, [1, 2]), (6, [0, 5, 6])]
+
+    def test_is_also_what_lies_in_other_windows_as_far_as_is_looked(self, monkeypatch):
+        lists = [[7, 8], [0, 1, 2, 3, 4, 5, 6], [9, 10]]  # windows of five events that share one: 0 to 4 and 4 to 6
+        whole = [(item, list(range(7))) for item in range(1, 7)]
+        assert self.masks(monkeypatch, lists) == [*whole, (8, [7, 8]), (10, [9, 10])]
+        monkeypatch.setattr(module, "MOST_BESIDE", 1)
+        near = [(item, list(range(6))) for item in range(1, 5)] + [(item, list(range(3, 7))) for item in (5, 6)]
+        assert self.masks(monkeypatch, lists) == [*near, (8, [7, 8]), (10, [9, 10])]
 
 
 class TestWhatIsSetAside:
