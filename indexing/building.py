@@ -6,6 +6,7 @@ Owns the choice behind ``IndexConfig(kind="auto")``. Tuning to a recall is ``tun
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from indexing.exact import ExactIndex
 from indexing.faiss_index import FaissIndex, faiss_build
 from indexing.index import FloatArray, IndexConfig, VectorIndex
 from indexing.layout import CODED, bytes_per_item
-from indexing.rescored import RescoredIndex, shortened
+from indexing.rescored import RescoredIndex
+from indexing.shortening import Shortening
 from indexing.tuning import sample_queries, tune
 
 SMALLEST = 10_000  # below it an exact scan costs less than lists, a graph or codes are worth
@@ -21,7 +23,9 @@ VECTORS_PER_LIST = 39  # FAISS's ClusteringParameters.min_points_per_centroid: f
 GPU_SCAN = 4_000_000  # below it a GPU scans all 384-d vectors in about the time that starting a search takes
 
 
-def build(vectors: FloatArray, config: IndexConfig, *, device: str, queries: FloatArray | None) -> VectorIndex:
+def build(
+    vectors: FloatArray, config: IndexConfig, *, device: str, queries: Callable[[], FloatArray] | None
+) -> VectorIndex:
     """See ``indexing.index.build_index``, which has checked the vectors.
 
     Raises:
@@ -30,18 +34,17 @@ def build(vectors: FloatArray, config: IndexConfig, *, device: str, queries: Flo
     """
     dim = config.search_dim or vectors.shape[1]
     kind = choose_kind(config, len(vectors), dim, device=device, faiss=faiss_build())
-    short = vectors if dim == vectors.shape[1] else shortened(vectors, dim)
-    coarse = _build(kind, short, config, device)
+    if dim == vectors.shape[1] and kind in ("exact", "flat"):
+        return _build(kind, vectors, config, device)
+    asked = sample_queries(vectors, seed=config.seed) if queries is None else queries()
+    shortening = None if dim == vectors.shape[1] else Shortening.learn(asked, vectors, dim)
+    coarse = _build(kind, vectors if shortening is None else shortening.of_vectors(vectors), config, device)
     index: FaissIndex | RescoredIndex
-    if kind in CODED or dim < vectors.shape[1]:
-        index = RescoredIndex(coarse, np.ascontiguousarray(vectors))
-    elif isinstance(coarse, FaissIndex) and kind != "flat":
+    if isinstance(coarse, FaissIndex) and kind not in CODED and shortening is None:
         index = coarse
     else:
-        return coarse
-    queries = sample_queries(vectors, seed=config.seed) if queries is None else queries
-    effort = _fixed_effort(kind, config)
-    tune(index, vectors, queries, target=config.target_recall, device=device, effort=effort)
+        index = RescoredIndex(coarse, np.ascontiguousarray(vectors), shortening=shortening)
+    tune(index, vectors, asked, target=config.target_recall, device=device, effort=_fixed_effort(kind, config))
     return index
 
 

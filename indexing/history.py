@@ -56,6 +56,12 @@ class Histories:
         offsets = self.offsets[start : stop + 1]
         return self._pick(offsets - offsets[0], slice(int(offsets[0]), int(offsets[-1])))
 
+    def take(self, users: npt.NDArray[np.int64]) -> "Histories":
+        """Some users, renumbered in the order given."""
+        lengths = self.lengths[users]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return self._pick(offsets, np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], lengths))
+
     def keep(self, items: npt.NDArray[np.bool_]) -> "Histories":
         """The same users with only the events of some items, bool (n_items,)."""
         kept = items[self.item_rows]

@@ -38,8 +38,8 @@ class IndexConfig:
         memory_budget_mb: MiB that ``auto`` may spend on the index; the caller's matrix, which ``ivf-sq8``,
             ``ivf-pq`` and ``search_dim`` read but do not copy, does not count.
         target_recall: Share of the true best 100, 300 and 1,000, that an approximate kind must find on average.
-        search_dim: Search in the first so many dimensions, brought to unit length, and rescore with all.
-            Source: Kusupati et al. 2022, "Matryoshka Representation Learning", section 4.3.
+        search_dim: Search in so many dimensions, 2 or more, which keep what users' vectors ask for best (see
+            ``shortening.py``), and rescore with all; None searches in all.
         ivf_from: Number of vectors at and above which ``auto`` no longer scans all on a CPU.
         n_lists: Number of IVF lists; ``None`` takes about 4 * sqrt(n). Source: FAISS wiki, "Guidelines to
             choose an index", which gives 4 * sqrt(n) to 16 * sqrt(n).
@@ -72,6 +72,8 @@ class IndexConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.search_dim == 1:
+            raise ValueError("search_dim must be at least 2, got 1")
         if not 0 < self.target_recall <= 1:
             raise ValueError(f"target_recall is a share, it must lie in (0, 1], got {self.target_recall}")
         if self.seed < 0:
@@ -148,7 +150,7 @@ class VectorIndex(Protocol):
 
 
 def build_index(
-    vectors: FloatArray, config: IndexConfig, *, device: str, queries: FloatArray | None = None
+    vectors: FloatArray, config: IndexConfig, *, device: str, queries: Callable[[], FloatArray] | None = None
 ) -> VectorIndex:
     """Build the index that ``config`` asks for, and tune it to the recall that is asked for.
 
@@ -159,7 +161,8 @@ def build_index(
             them; with ``ivf-sq8``, ``ivf-pq`` or ``search_dim`` the index reads this array: do not change it.
         config: Kind and layout.
         device: A torch device string. FAISS uses a CUDA device only where its GPU build is installed.
-        queries: float32 (q, d) to tune on; ``None`` makes some from pairs of vectors.
+        queries: Makes float32 (q, d) to tune on, and to learn short vectors for; called where it is needed. ``None``
+            makes some from pairs of vectors.
 
     Raises:
         ValueError: A vector is not finite, zero or not of unit length, there are too few for ``n_lists``, or

@@ -1,6 +1,6 @@
 """A search in two steps: an index over less finds more rows than are wanted, the full vectors decide among them.
 
-Serves codes (``ivf-sq8``, ``ivf-pq``) and short prefixes of Matryoshka vectors (``search_dim``). Does not own the
+Serves codes (``ivf-sq8``, ``ivf-pq``) and short vectors (``search_dim``, made by ``shortening.py``). Does not own the
 first step, and reads the caller's vectors rather than copying them.
 """
 
@@ -22,10 +22,12 @@ from indexing.index import (
     guarded_search,
     load_index,
 )
-from indexing.index_file import read_header, read_vectors, write_header
+from indexing.index_file import read_array, read_header, read_vectors, write_header
+from indexing.shortening import Shortening
 
 COARSE = "coarse"
 VECTORS = "vectors.npy"
+SHORTENING = "shortening.npy"  # both projections, of queries first
 LEAST_DEPTH = 100  # rows wanted for which ``overfetch`` is tuned; the best one of a few needs no fewer candidates
 
 
@@ -33,20 +35,27 @@ class RescoredIndex:
     """Searches ``coarse`` for ``overfetch`` times the rows wanted (100 or more) and orders them by exact scores.
 
     Args:
-        coarse: Over the codes, or over the first dimensions, of the same rows.
+        coarse: Over the codes, or over short vectors, of the same rows.
         vectors: float32 (n, d) unit vectors, contiguous; not copied and not to be changed.
+        shortening: What made the vectors of ``coarse`` short; None where they are as long as all.
         overfetch: Rows rescored for one row wanted.
         recall: As measured before.
     """
 
     def __init__(
-        self, coarse: ExactIndex | FaissIndex, vectors: FloatArray, *, overfetch: int = 1, recall: float | None = None
+        self,
+        coarse: ExactIndex | FaissIndex,
+        vectors: FloatArray,
+        *,
+        shortening: Shortening | None = None,
+        overfetch: int = 1,
+        recall: float | None = None,
     ) -> None:
         self.kind, self.engine, self.device = coarse.kind, coarse.engine, coarse.device
         self.size, self.dim = vectors.shape
         self.deleted, self.recall = coarse.deleted, recall
         self.coarse, self.overfetch = coarse, overfetch
-        self._vectors = vectors
+        self._vectors, self._shortening = vectors, shortening
 
     @property
     def bytes_per_item(self) -> int:
@@ -66,7 +75,7 @@ class RescoredIndex:
     def add(self, vectors: FloatArray) -> None:
         """Append rows; see ``VectorIndex.add``. Copies all vectors once: add many at a time."""
         vectors = check_addition(self, vectors)
-        self.coarse.add(shortened(vectors, self.coarse.dim))
+        self.coarse.add(vectors if self._shortening is None else self._shortening.of_vectors(vectors))
         self._vectors = np.concatenate([self._vectors, vectors])
         self.size, self.deleted = len(self._vectors), self.coarse.deleted
 
@@ -75,8 +84,11 @@ class RescoredIndex:
         self.coarse.delete(rows)
 
     def save(self, folder: Path) -> None:
-        """Write ``coarse/``, ``vectors.npy`` and ``index.json``."""
+        """Write ``coarse/``, ``vectors.npy``, ``index.json`` and, where vectors are short, ``shortening.npy``."""
         self.coarse.save(folder / COARSE)
+        if self._shortening is not None:
+            both = np.stack([self._shortening.queries, self._shortening.vectors])
+            np.save(folder / SHORTENING, both, allow_pickle=False)
         # The file may be the one that these vectors are mapped from: it is replaced, not written into.
         partial = folder / f"{VECTORS}.partial"
         with partial.open("wb") as file:
@@ -99,11 +111,13 @@ class RescoredIndex:
         fits = not isinstance(coarse, RescoredIndex) and coarse.size == len(vectors) and coarse.dim <= vectors.shape[1]
         if not fits or not isinstance(overfetch, int) or overfetch < 1 or coarse.kind != header["kind"]:
             raise ValueError(f"{folder}: {COARSE}/ does not belong to {VECTORS}; build the index again")
-        return cls(coarse, vectors, overfetch=overfetch, recall=header["recall"])  # type: ignore[arg-type]
+        shortening = read_shortening(folder, vectors.shape[1], coarse.dim)
+        return cls(coarse, vectors, shortening=shortening, overfetch=overfetch, recall=header["recall"])  # type: ignore[arg-type]
 
     def _search(self, queries: FloatArray, k: int, allowed: Mask | None) -> Hits:
         depth = min(self.size, max(k, LEAST_DEPTH) * self.overfetch)
-        rows, _ = self.coarse.search(shortened(queries, self.coarse.dim), depth, allowed=allowed)
+        short = queries if self._shortening is None else self._shortening.of_queries(queries)
+        rows, _ = self.coarse.search(short, depth, allowed=allowed)
         scores = self._scores(queries, rows)
         order = np.lexsort((rows, -scores))[:, :k]
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
@@ -119,11 +133,17 @@ class RescoredIndex:
         return scores
 
 
-def shortened(vectors: FloatArray, dim: int) -> FloatArray:
-    """The first ``dim`` dimensions of float32 (n, d), of unit length; the first axis where they are zero."""
-    if dim == vectors.shape[1]:
-        return vectors
-    short = np.array(vectors[:, :dim], order="C")
-    norms = np.linalg.norm(short, axis=1, keepdims=True)
-    short[norms[:, 0] == 0, 0] = 1.0
-    return np.asarray(short / np.where(norms == 0, 1.0, norms), dtype=np.float32)
+def read_shortening(folder: Path, dim: int, short_dim: int) -> Shortening | None:
+    """What makes vectors of ``dim`` as short as the coarse index has them; None where they are equally long.
+
+    Raises:
+        ValueError: The file is missing, unreadable, or of other vectors.
+    """
+    if short_dim == dim:
+        return None
+    both = read_array(folder / SHORTENING)
+    if both.dtype != np.float32 or both.shape != (2, dim, short_dim - 1) or not np.isfinite(both).all():
+        raise ValueError(
+            f"{folder / SHORTENING} must be finite float32 of shape (2, {dim}, {short_dim - 1}); build the index again"
+        )
+    return Shortening(*both)

@@ -5,9 +5,10 @@ Owns how they are loaded, trained and brought up to date from events. What is le
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from indexing.index import VectorIndex, build_index, index_summary
 from indexing.item_tower import ItemFeatures, ItemTower
 from indexing.lexical import text_neighbours
 from indexing.teacher import Teacher, load_teacher
+from indexing.tuning import sample_queries
 from indexing.vocabulary import extend_vocabulary
 from indexing.warm_up import WarmUpConfig, warm_up
 from indexing.words import Words
@@ -34,6 +36,7 @@ WARM_UP_SHARE = 0.1  # of the time budget, for each neural training; towers are 
 TEXT_SHARE = 0.3
 TOWER_SHARE = 0.2
 INTEREST_SHARE = 0.1
+QUERIES = 1024  # users whose vectors an approximate index is fitted to
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +295,9 @@ def _train(
         text_vectors=text_vectors,
         item_vectors=vectors,
         searchable=searchable,
-        index=configured_index(vectors, config, device),
+        index=configured_index(
+            vectors, config, device, partial(likely_queries, histories, users, vectors, seed=config.seed)
+        ),
         text_neighbours=compared,
         steps=steps,
     )
@@ -314,14 +319,35 @@ def item_space(
     return vectors, known & ~nothing
 
 
-def configured_index(vectors: npt.NDArray[np.float32], config: RecommenderConfig, device: str) -> VectorIndex:
+def likely_queries(
+    histories: Histories, encoder: HistoryEncoder, vectors: npt.NDArray[np.float32], *, seed: int
+) -> npt.NDArray[np.float32]:
+    """What an index over the item vectors will be asked: in turn users and vectors like items, float32 (n, dim)."""
+    some = np.random.default_rng(seed).permutation(len(histories))[:QUERIES]
+    users = encoder.encode(histories.take(some), vectors)
+    others = sample_queries(vectors, seed=seed, n=len(users))
+    return np.stack([users, others], axis=1).reshape(-1, vectors.shape[1])
+
+
+def configured_index(
+    vectors: npt.NDArray[np.float32],
+    config: RecommenderConfig,
+    device: str,
+    queries: Callable[[], npt.NDArray[np.float32]],
+) -> VectorIndex:
     """The index over the item vectors.
+
+    Args:
+        vectors: float32 (n_items, dim), unit length.
+        config: what index.
+        device: where it searches.
+        queries: makes queries like those that will come.
 
     Raises:
         InvalidConfig: the configured kind cannot be built here or from so few vectors.
     """
     try:
-        return build_index(vectors, config.index, device=device)
+        return build_index(vectors, config.index, device=device, queries=queries)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:

@@ -1,9 +1,11 @@
 """Speed, recall and memory of every kind of index over clustered unit vectors.
 
     python benchmarks/speed/search.py --n 1000000 --dim 384
+    python benchmarks/speed/search.py --model FOLDER --search-dims 32,64,128
 
-Prints a markdown table, and writes the numbers with ``--out``. On a CUDA machine add ``--device cuda``. Without FAISS
-the torch rows remain. All times are wall times of this process: run it on an idle machine, or read the ratios only.
+The second searches the vectors of a saved recommender in fewer dimensions, for its users. Both print a markdown table;
+the first writes its numbers with ``--out``. On a CUDA machine add ``--device cuda``. Without FAISS the torch rows
+remain. All times are wall times of this process: run it on an idle machine, or read the ratios only.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +26,8 @@ from indexing.exact import ExactIndex
 from indexing.faiss_master import faiss_build, require_faiss
 from indexing.index import FloatArray, IndexConfig, Kind, RowArray, VectorIndex, build_index, index_summary
 from indexing.tuning import recall_of
+from recsys import Recommender
+from recsys.towers import histories_of, likely_queries
 
 K, BATCH, N_SINGLE, N_QUERIES, CHUNK = 100, 256, 200, 512, 100_000
 FAISS_DEFAULT = 128_000  # distance_compute_blas_threshold of FAISS 1.15
@@ -64,8 +69,7 @@ def measure(kind: Kind, vectors: FloatArray, queries: FloatArray, truth: RowArra
     index = build_index(vectors, IndexConfig(kind=kind), device=device)
     build_s = time.perf_counter() - start
     found, _ = index.search(queries, K)
-    single = [_timed(lambda row=row: index.search(queries[row : row + 1], K)) for row in range(N_SINGLE)]
-    batch = BATCH / seconds(lambda: index.search(queries[:BATCH], K))
+    single, batch = speeds(index, queries)
     row = {
         "kind": kind,
         "summary": index_summary(index),
@@ -79,6 +83,12 @@ def measure(kind: Kind, vectors: FloatArray, queries: FloatArray, truth: RowArra
     if index.engine == "faiss" and index.device == "cpu":
         row[RATIO] = batch / batch_with_default_threshold(index, queries)
     return row
+
+
+def speeds(index: VectorIndex, queries: FloatArray) -> tuple[list[float], float]:
+    """Seconds of single queries, and queries a second in batches."""
+    single = [_timed(lambda row=row: index.search(queries[row : row + 1], K)) for row in range(N_SINGLE)]
+    return single, BATCH / seconds(lambda: index.search(queries[:BATCH], K))
 
 
 def batch_with_default_threshold(index: VectorIndex, queries: FloatArray) -> float:
@@ -117,6 +127,25 @@ def share_of_peak(row: dict[str, Any], n: int, dim: int, peak: dict[str, float])
     )
 
 
+def short_searches(folder: str, dims: list[int], seed: int) -> None:
+    """A flat index over a recommender's item vectors in fewer dimensions: recall for users and items, and speed."""
+    state = Recommender.load(folder)._state
+    vectors, encoder = state.towers.item_vectors, state.towers.history_encoder
+    histories = histories_of(state.events.with_columns(weight=1.0))
+    fitted_to = partial(likely_queries, histories, encoder, vectors, seed=seed)
+    asked = likely_queries(histories, encoder, vectors, seed=seed + 1)  # other users and items, but for chance
+    truth, _ = ExactIndex(vectors, device="cpu", copy=False).search(asked, K)
+    print(f"{len(vectors):,} x {vectors.shape[1]}, k={K}, {len(asked) // 2} users, {torch.get_num_threads()} threads\n")
+    print("| dimensions | recall, users | recall, items | rescored | p50_ms | batch_qps | bytes_per_item |")
+    print("|" + " --- |" * 7)
+    for dim in [*dims, vectors.shape[1]]:
+        index = build_index(vectors, IndexConfig(kind="flat", search_dim=dim), device="cpu", queries=fitted_to)
+        recall, (single, batch) = recall_of(index.search(asked, K)[0], truth), speeds(index, asked)
+        means = [float(part.mean()) for part in (recall[::2], recall[1::2])]
+        cells = [dim, *means, getattr(index, "overfetch", 1), 1e3 * float(np.median(single)), batch]
+        print(f"| {' | '.join(map(_cell, [*cells, index.bytes_per_item]))} |", flush=True)
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a table."""
     names = [*COLUMNS[:1], *COLUMNS[2:], RATIO, "summary"]
@@ -144,7 +173,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--model", help="folder of a saved recommender, whose vectors are searched in fewer dimensions")
+    parser.add_argument("--search-dims", default="32,64,128", help="how many, separated by commas; with --model")
     arguments = parser.parse_args()
+    if arguments.model:
+        short_searches(arguments.model, [int(dim) for dim in arguments.search_dims.split(",")], arguments.seed)
+        return
     report(arguments.n, arguments.dim, arguments.kinds.split(","), arguments.device, arguments.seed, arguments.out)
 
 

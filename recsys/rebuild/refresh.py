@@ -30,7 +30,7 @@ from recsys.rebuild.features import check_refreshed
 from recsys.schema import Tables
 from recsys.snapshot import places_of, take_snapshot
 from recsys.splits import end_of
-from recsys.towers import Towers, configured_index, item_space
+from recsys.towers import Towers, configured_index, histories_of, item_space, likely_queries
 
 NOTE = "rebuild: "
 MANY_TEXTS = 5_000  # fewer are compared anew in a second
@@ -259,7 +259,10 @@ def _carried(
     tower, vectors, searchable = carried_items(parent, catalogue, text_vectors, events["item_row"].to_numpy())
     return replace(
         old, item_tower=tower, text_vectors=text_vectors, item_vectors=vectors, searchable=searchable,
-        index=configured_index(vectors, config, device),
+        index=configured_index(
+            vectors, config, device,
+            lambda: likely_queries(histories_of(events), old.history_encoder, vectors, seed=config.seed),
+        ),
     )  # fmt: skip
 
 

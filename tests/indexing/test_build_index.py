@@ -73,6 +73,7 @@ class TestConfig:
             ({"multi_gpu": "all"}, "multi_gpu must be 'none', 'shard' or 'replicate', got 'all'"),
             ({"memory_budget_mb": 0}, "memory_budget_mb must be at least 1, got 0"),
             ({"search_dim": 0}, "search_dim must be at least 1, got 0"),
+            ({"search_dim": 1}, "search_dim must be at least 2, got 1"),
             ({"ef_search": 0}, "ef_search must be at least 1, got 0"),
             ({"target_recall": 0.0}, r"target_recall is a share, it must lie in \(0, 1\], got 0\.0"),
             ({"target_recall": 1.1}, r"target_recall is a share, it must lie in \(0, 1\], got 1\.1"),
@@ -139,10 +140,11 @@ class TestBuild:
 
     def test_measures_with_the_queries_given(self) -> None:
         vectors, config = unit_vectors(10_000), IndexConfig(kind="ivf", n_probe=20)
-        made, given = (build_index(vectors, config, device="cpu", queries=queries) for queries in (None, vectors[:50]))
+        some = (None, lambda: vectors[:50])
+        made, given = (build_index(vectors, config, device="cpu", queries=queries) for queries in some)
         assert made.recall != given.recall
         with pytest.raises(ValueError, match="queries to tune on must hold at least one, got none"):
-            build_index(vectors, config, device="cpu", queries=vectors[:0])
+            build_index(vectors, config, device="cpu", queries=lambda: vectors[:0])
 
     def test_refuses_too_many_lists(self) -> None:
         with pytest.raises(ValueError, match=r"n_lists=300 is too many for 10,000 vectors.* limit is 256"):

@@ -58,6 +58,12 @@ class TestHistories:
     def test_slice_of_nobody_is_empty(self):
         assert len(self.histories.slice(2, 2)) == 0
 
+    def test_take_gives_some_users_in_the_order_asked(self):
+        some = self.described.take(np.array([2, 1, 0]))
+        assert [some.of(user).tolist() for user in range(3)] == [[1, 5, 9, 2, 6], [], [3, 1, 4]]
+        self.assert_parts_follow(some)
+        assert len(self.described.take(np.zeros(0, dtype=np.int64))) == 0
+
     def test_newest_are_positions_oldest_first_padded_on_the_right(self):
         positions, there = self.histories.newest(4)
         rows = np.where(there, self.histories.item_rows[positions], -1)

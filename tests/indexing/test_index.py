@@ -21,7 +21,8 @@ from indexing.index import (
     index_summary,
     load_index,
 )
-from indexing.rescored import RescoredIndex, shortened
+from indexing.rescored import RescoredIndex
+from indexing.shortening import Shortening
 
 Build = Callable[[FloatArray], VectorIndex]
 Expected = tuple[RowArray, NDArray[np.float64]]
@@ -40,7 +41,9 @@ def all_rescored(vectors: FloatArray, kind: str, device: str) -> RescoredIndex:
     vectors = np.array(vectors, order="C")
     if kind == "sq8":
         return RescoredIndex(all_lists(vectors, device, "sq8"), vectors, overfetch=1000)
-    return RescoredIndex(ExactIndex(shortened(vectors, 3), device=device), vectors, overfetch=1000)
+    shortening = Shortening.learn(vectors, vectors, 3)
+    coarse = ExactIndex(shortening.of_vectors(vectors), device=device)
+    return RescoredIndex(coarse, vectors, shortening=shortening, overfetch=1000)
 
 
 @pytest.fixture(

@@ -9,7 +9,8 @@ import pytest
 
 from indexing.exact import ExactIndex
 from indexing.index import FloatArray, load_index
-from indexing.rescored import RescoredIndex, shortened
+from indexing.rescored import RescoredIndex
+from indexing.shortening import Shortening
 
 
 def unit_vectors(n: int, dim: int = 8, seed: int = 0) -> FloatArray:
@@ -18,29 +19,16 @@ def unit_vectors(n: int, dim: int = 8, seed: int = 0) -> FloatArray:
 
 
 def rescored(vectors: FloatArray, dim: int = 4, overfetch: int = 3) -> RescoredIndex:
-    return RescoredIndex(ExactIndex(shortened(vectors, dim), device="cpu"), vectors, overfetch=overfetch)
-
-
-def test_shortened_vectors_have_unit_length() -> None:
-    vectors = unit_vectors(20)
-    vectors[3, :4] = 0
-    short = shortened(vectors, 4)
-    assert (short.dtype, short.shape) == (np.float32, (20, 4))
-    np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(short[0], vectors[0, :4] / np.linalg.norm(vectors[0, :4]), atol=1e-6)
-    assert short[3].tolist() == [1, 0, 0, 0]
-    assert shortened(vectors, 8) is vectors
-
-
-def test_a_query_without_direction_in_the_first_dimensions_is_answered() -> None:
-    query = np.eye(8, dtype=np.float32)[7:]
-    assert (rescored(unit_vectors(50)).search(query, 5)[0] >= 0).all()
+    shortening = Shortening.learn(vectors, vectors, dim)
+    coarse = ExactIndex(shortening.of_vectors(vectors), device="cpu")
+    return RescoredIndex(coarse, vectors, shortening=shortening, overfetch=overfetch)
 
 
 def test_the_first_step_decides_what_is_found_and_the_second_in_which_order() -> None:
     vectors, queries = unit_vectors(600), unit_vectors(9, seed=1)
     rows, scores = rescored(vectors, overfetch=2).search(queries, 120)
-    near = np.argsort(-(shortened(queries, 4) @ shortened(vectors, 4).T), axis=1)[:, :240]
+    shortening = Shortening.learn(vectors, vectors, 4)
+    near = np.argsort(-((queries @ shortening.queries) @ (vectors @ shortening.vectors).T), axis=1)[:, :240]
     exact = queries @ vectors.T
     for query in range(9):
         best = sorted(near[query], key=lambda row: -exact[query, row])[:120]
@@ -57,6 +45,8 @@ class TestFile:
             (lambda folder: np.save(folder / "vectors.npy", unit_vectors(9)), "its header says 20 x 8"),
             (lambda folder: rescored(unit_vectors(9)).coarse.save(folder / "coarse"), "coarse/ does not belong to"),
             (lambda folder: rescored(unit_vectors(20)).save(folder / "coarse"), "coarse/ does not belong to"),
+            (lambda folder: (folder / "shortening.npy").unlink(), r"shortening\.npy cannot be read"),
+            (lambda folder: np.save(folder / "shortening.npy", np.eye(8, dtype=np.float32)), r"shape \(2, 8, 3\)"),
             (lambda folder: edit(folder, overfetch=0), "coarse/ does not belong to"),
             (lambda folder: edit(folder, overfetch="2"), "coarse/ does not belong to"),
             (lambda folder: edit(folder, kind="flat"), "coarse/ does not belong to"),

@@ -290,6 +290,29 @@ def test_covisitation_is_counted_once_for_the_same_events_and_the_served_index_i
     assert index_summary(state.towers.index) in said[0]
 
 
+def test_a_short_search_is_fitted_to_the_users_and_served_from_disk(tiny_bert, tmp_path):
+    small = generate(n_users=60, n_items=80, n_topics=2, events_per_user=8, n_cold_items=0)
+    index = {"kind": "exact", "search_dim": 16, "target_recall": 0.9}
+    config = config_for(tiny_bert, n_interest=0, probabilities=False, index=index)
+    fitted = Recommender(config).fit(small.interactions, small.items)
+    found = fitted._state.towers.index
+    assert "16 of 256 dimensions" in index_summary(found)
+    assert found.recall >= 0.9
+    fitted.save(tmp_path / "model")
+    users = small.interactions["user_id"].unique().sort()
+    assert_frame_equal(Recommender.load(tmp_path / "model").recommend(users, 5), fitted.recommend(users, 5))
+
+
+def test_likely_queries_are_in_turn_users_and_vectors_like_items(untouched):
+    stage1 = untouched.towers
+    histories = towers.histories_of(untouched.c.snapshot.events.with_columns(weight=1.0))
+    made = towers.likely_queries(histories, stage1.history_encoder, stage1.item_vectors, seed=0)
+    assert made.shape == (2 * min(towers.QUERIES, len(histories)), stage1.item_vectors.shape[1])
+    everybody = stage1.history_encoder.encode(histories, stage1.item_vectors)
+    assert ((made[::2] @ everybody.T).max(axis=1) > 0.9999).all()
+    np.testing.assert_allclose(np.linalg.norm(made[1::2], axis=1), 1.0, atol=1e-5)
+
+
 def test_a_future_event_in_a_history_is_refused(untouched, time_config):
     window = untouched.c
     late = window.people.moments["moment"].max() + timedelta(days=1).total_seconds()
