@@ -84,7 +84,8 @@ class Ranker:
         """Train on labelled groups.
 
         Args:
-            train: `user_row`, `label` and the features; rows of a user lie together.
+            train: `user_row`, `label` and the features; rows of a user lie together. Where there is a `weight`, a row
+                teaches as much as it says.
             validation: the same of other users or of a later window, to stop early by; without it all trees are grown.
             features: names of the columns to read.
             n_trees: how many at most, the configured number by default.
@@ -219,6 +220,7 @@ class Ranker:
             self._matrix(rows),
             label=rows["label"].to_numpy(),
             group=group_sizes(rows),
+            weight=_weights(rows),
             feature_name=model_names(self.features),
             reference=reference,
         )
@@ -227,6 +229,13 @@ class Ranker:
         """Float32 (n_rows, n_features), NaN for null, one feature after the other in memory."""
         columns = rows.select(self.features).to_dict() if isinstance(rows, pl.DataFrame) else rows
         return np.stack([_numbers(columns[name]) for name in self.features]).T
+
+
+def _weights(rows: pl.DataFrame) -> npt.NDArray[np.float32] | None:
+    """Float32 (n_rows,); None where all weigh the same."""
+    if "weight" not in rows.columns or rows["weight"].n_unique() < 2:
+        return None
+    return rows["weight"].cast(pl.Float32).to_numpy()
 
 
 def _model_file(row: int) -> str:

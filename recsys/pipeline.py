@@ -335,13 +335,17 @@ def open_window(
 
 
 def graded(labels: pl.DataFrame, users: pl.Series, catalogue: Catalogue, event_grades: tuple[str, ...]) -> pl.DataFrame:
-    """What these users took: `user_row`, `item_row` and the grade of the strongest event, Int8 from 1."""
+    """What these users took: `user_row`, `item_row`, the grade of the strongest event, Int8 from 1, and its `weight`.
+
+    Float32; of events of one item the greatest counts.
+    """
     rows = users.to_frame("user_id").with_row_index("user_row").cast({"user_row": pl.Int32})
     grades = {kind: grade for grade, kind in enumerate(event_grades, start=1)}
     items = pl.Series("item_row", catalogue.rows_of(labels["item_id"]), dtype=pl.Int32)
     grade = pl.col("event").replace_strict(grades, default=1, return_dtype=pl.Int8)
     taken = labels.with_columns(items, grade=grade).join(rows, on="user_id")
-    return taken.group_by("user_row", "item_row").agg(pl.col("grade").max()).sort("user_row", "item_row")
+    strongest = taken.group_by("user_row", "item_row").agg(pl.col("grade").max(), pl.col("weight").max())
+    return strongest.cast({"weight": pl.Float32}).sort("user_row", "item_row")
 
 
 def weigh_sources(candidates: pl.DataFrame, labels: pl.DataFrame) -> dict[str, float]:

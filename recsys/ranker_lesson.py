@@ -16,7 +16,7 @@ from ranking.drift import telling_features
 from ranking.features import feature_names
 from ranking.ranker import Ranker
 from ranking.rerank import top_k
-from ranking.training_set import TrainingSet
+from ranking.training_set import NOT_FEATURES, TrainingSet
 from recsys import metrics
 from recsys.config import RecommenderConfig
 from recsys.notes import Notes
@@ -54,7 +54,7 @@ def train_ranker(
         )
         return None
     train, validation = parts(earlier, later, config.seed)
-    names = feature_names(later.rows, exclude=("user_row", "item_row", "label"))
+    names = feature_names(later.rows, exclude=NOT_FEATURES)
     report_telling(later.rows, names, config.seed, notes, what=what)
     try:
         ranker = Ranker(config.ranker, seed=config.seed).fit(train, validation, names, progress=config.progress)
@@ -110,7 +110,7 @@ def earns_its_place(
 
 def _ndcg_learnt(rows: pl.DataFrame, held_out: pl.DataFrame, config: RecommenderConfig) -> npt.NDArray[np.float64]:
     """ndcg@10 of each held-out user by a ranker learnt from the rows, or by the blend where they teach nothing."""
-    names = feature_names(rows, exclude=("user_row", "item_row", "label"))
+    names = feature_names(rows, exclude=NOT_FEATURES)
     try:
         ranker = Ranker(config.ranker, seed=config.seed).fit(rows, held_out, names, progress=config.progress)
         score = pl.Series(ranker.predict(held_out))

@@ -23,7 +23,7 @@ from ranking.drift import MAX_AUC, MAX_SHIFT, measure_drift, sample_users
 from ranking.features import feature_names
 from ranking.interest import InterestModel
 from ranking.ranker import Ranker
-from ranking.training_set import TrainingSet, label_candidates
+from ranking.training_set import NOT_FEATURES, TrainingSet, label_candidates
 from recsys.candidates import describe, history_texts, of_frame, to_columns, to_frame
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
@@ -244,7 +244,7 @@ def report_drift(training: pl.DataFrame, serving: pl.DataFrame, seed: int, notes
     """Say how well lists of the last label window and of now can be told apart, and warn of scores that moved."""
     if min(rows["user_row"].n_unique() for rows in (training, serving)) < 2:
         return
-    names = [name for name in feature_names(training, exclude=("user_row", "item_row", "label")) if name in serving]
+    names = [name for name in feature_names(training, exclude=NOT_FEATURES) if name in serving]
     drift = measure_drift(training, serving, names, seed=seed)
     notes.add(
         f"drift: by what differs within them, a classifier tells lists that the ranker learnt from and lists of now "

@@ -55,6 +55,20 @@ class TestFit:
         assert ranker.n_trees == CONFIG.n_trees
         assert share_on_top(ranker, rows_of(40, seed=9)) > 0.9
 
+    def test_learns_from_a_row_as_much_as_it_weighs(self):
+        """Two thirds of the users take what `planted` is low for; they count where nothing else is said."""
+        odd = pl.col("user_row") % 3 > 0
+        rows = rows_of(90).with_columns(planted=pl.when(odd).then(2.0 - pl.col("planted")).otherwise(pl.col("planted")))
+        weighed = rows.with_columns(weight=pl.when(odd).then(0.0).otherwise(1.0))
+        asked = rows_of(40, seed=9)
+        assert share_on_top(Ranker(CONFIG, seed=1).fit(rows, None, FEATURES), asked) < 0.2
+        assert share_on_top(Ranker(CONFIG, seed=1).fit(weighed, None, FEATURES), asked) > 0.9
+
+    def test_equal_weights_are_none(self):
+        rows = rows_of().with_columns(weight=pl.lit(7.0))
+        same, none = (Ranker(CONFIG, seed=1).fit(part, None, FEATURES) for part in (rows, rows.drop("weight")))
+        np.testing.assert_array_equal(same.predict(rows), none.predict(rows))
+
     def test_grows_as_many_trees_as_asked(self):
         assert Ranker(CONFIG, seed=1).fit(rows_of(), None, FEATURES, n_trees=7).n_trees == 7
 

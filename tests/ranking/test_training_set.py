@@ -14,8 +14,9 @@ def candidates_of(n_users: int, n_items: int = 10) -> pl.DataFrame:
     return pl.DataFrame(pairs, schema=INT, orient="row").with_columns(score=pl.int_range(pl.len()).cast(pl.Float32))
 
 
-def labels_of(*pairs: tuple[int, int], grade: int = 1) -> pl.DataFrame:
-    return pl.DataFrame(pairs, schema=INT, orient="row").with_columns(grade=pl.lit(grade, dtype=pl.Int8))
+def labels_of(*pairs: tuple[int, int], grade: int = 1, weight: float = 1.0) -> pl.DataFrame:
+    frame = pl.DataFrame(pairs, schema=INT, orient="row")
+    return frame.with_columns(grade=pl.lit(grade, dtype=pl.Int8), weight=pl.lit(weight, dtype=pl.Float32))
 
 
 def test_labels_are_one_for_taken_candidates_and_zero_for_the_others():
@@ -23,7 +24,8 @@ def test_labels_are_one_for_taken_candidates_and_zero_for_the_others():
     assert made.rows.schema["label"] == pl.Int8
     assert set(made.rows.filter(label=1).select("user_row", "item_row").rows()) == {(0, 3), (0, 5), (1, 9)}
     assert made.rows.filter(label=0).height == 17
-    assert_frame_equal(made.rows.drop("label").sort("user_row", "item_row"), candidates_of(2))
+    assert made.rows["weight"].unique().to_list() == [1.0]
+    assert_frame_equal(made.rows.drop("label", "weight").sort("user_row", "item_row"), candidates_of(2))
 
 
 def test_repeated_labels_count_once():
@@ -36,6 +38,14 @@ def test_the_strongest_event_of_a_pair_is_its_label():
     labels = pl.concat([labels_of((0, 3), (0, 4)), labels_of((0, 3), grade=3)])
     made = label_candidates(candidates_of(1), labels, seed=0)
     assert dict(made.rows.filter(pl.col("label") > 0).select("item_row", "label").iter_rows()) == {3: 3, 4: 1}
+
+
+def test_rows_of_a_user_weigh_what_the_found_items_weigh_on_average():
+    repeated = [labels_of((0, 3), weight=0.5), labels_of((0, 3), weight=4.0)]
+    rest = [labels_of((0, 4), weight=1.0), labels_of((0, 77), weight=90.0), labels_of((1, 5), weight=0.0)]
+    made = label_candidates(candidates_of(2), pl.concat([*repeated, *rest]), seed=0)
+    assert made.rows["weight"].dtype == pl.Float32
+    assert dict(made.rows.select("user_row", "weight").unique().iter_rows()) == {0: 2.5, 1: 0.0}
 
 
 def test_taken_items_that_are_no_candidates_are_not_added():

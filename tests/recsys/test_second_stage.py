@@ -163,14 +163,14 @@ def test_the_number_of_rows_is_bounded_by_leaving_out_users(catalogue_and_window
     assert training_rows(window, found, None, catalogue, few).n_users == 25
 
 
-def test_a_stronger_kind_of_event_has_a_higher_grade(catalogue_and_window):
+def test_a_stronger_kind_of_event_has_a_higher_grade_and_the_greatest_weight_counts(catalogue_and_window):
     catalogue, _ = catalogue_and_window
     item, other = catalogue.items["item_id"].head(2)
     labels = pl.DataFrame(
         {"user_id": ["a", "a", "b"], "item_id": [item, item, other], "event": ["view", "purchase", "scroll"]}
-    )
+    ).with_columns(weight=pl.Series([2.0, 0.5, 1.5]))
     found = graded(labels, pl.Series(["b", "a"]), catalogue, ("view", "cart", "purchase"))
-    assert found.rows() == [(0, 1, 1), (1, 0, 3)]
+    assert found.rows() == [(0, 1, 1, 1.5), (1, 0, 3, 2.0)]
 
 
 def rows_of(n_users: int, seed: int, *, planted: bool) -> TrainingSet:
