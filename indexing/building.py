@@ -37,7 +37,12 @@ def build(
     if dim == vectors.shape[1] and kind in ("exact", "flat"):
         return _build(kind, vectors, config, device)
     asked = sample_queries(vectors, seed=config.seed) if queries is None else queries()
-    shortening = None if dim == vectors.shape[1] else Shortening.learn(asked, vectors, dim)
+    if len(asked) == 0:
+        raise ValueError("queries to tune on must hold at least one, got none; leave them out to have some made")
+    shortening = None
+    if dim < vectors.shape[1]:
+        learnt, asked = _halves(asked)
+        shortening = Shortening.learn(learnt, vectors, dim)
     coarse = _build(kind, vectors if shortening is None else shortening.of_vectors(vectors), config, device)
     index: FaissIndex | RescoredIndex
     if isinstance(coarse, FaissIndex) and kind not in CODED and shortening is None:
@@ -46,6 +51,12 @@ def build(
         index = RescoredIndex(coarse, np.ascontiguousarray(vectors), shortening=shortening)
     tune(index, vectors, asked, target=config.target_recall, device=device, effort=_fixed_effort(kind, config))
     return index
+
+
+def _halves(queries: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Queries to learn from and queries to measure with, both in turn of the same two sorts; all for both of few."""
+    half = len(queries) // 4 * 2
+    return (queries[:half], queries[half:]) if half else (queries, queries)
 
 
 def choose_kind(config: IndexConfig, n: int, dim: int, *, device: str, faiss: str | None) -> str:

@@ -68,12 +68,11 @@ class IndexConfig:
         for name, known in (("kind", KINDS), ("multi_gpu", get_args(MultiGpu))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be {either(known)}, got {getattr(self, name)!r}")
-        for name in ("memory_budget_mb", "search_dim", "ivf_from", "n_lists", "n_probe", "ef_search"):
+        least = {"memory_budget_mb": 1, "search_dim": 2, "ivf_from": 1, "n_lists": 1, "n_probe": 1, "ef_search": 1}
+        for name, limit in least.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.search_dim == 1:
-            raise ValueError("search_dim must be at least 2, got 1")
+            if value is not None and value < limit:
+                raise ValueError(f"{name} must be at least {limit}, got {value}")
         if not 0 < self.target_recall <= 1:
             raise ValueError(f"target_recall is a share, it must lie in (0, 1], got {self.target_recall}")
         if self.seed < 0:

@@ -61,7 +61,7 @@ class Shortening:
     def of_queries(self, queries: FloatArray) -> FloatArray:
         """Short queries, float32 (q, dim); the last axis where nothing is left of one."""
         short = np.zeros((len(queries), self.dim), dtype=np.float32)
-        short[:, :-1] = queries @ self.queries
+        short[:, :-1] = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ self.queries
         short[~short.any(axis=1), -1] = 1.0
         return short
 

@@ -53,16 +53,15 @@ def tune(
     Args:
         index: Over ``vectors``.
         vectors: float32 (n, d), unit length.
-        queries: float32 (q, d) to measure with; of every other one and the rest, the half that is found worse counts.
+        queries: float32 (q, d) to measure with, at least one; of every other one and the rest, the half that is found
+            worse counts.
         target: Least mean recall.
         device: Where the exact search runs, a torch device string.
         effort: Take this one at every depth and only measure.
 
     Raises:
-        ValueError: There is no query, or one has another shape than ``index`` searches.
+        ValueError: A query has another shape than ``index`` searches.
     """
-    if len(queries) == 0:
-        raise ValueError("queries to tune on must hold at least one, got none; leave them out to have some made")
     oracle = ExactIndex(vectors, device=device, copy=False)
     samples = {min(depth, len(vectors)): queries[:n] for depth, n in DEPTHS.items()}
     truths = {depth: oracle.search(sample, depth)[0] for depth, sample in samples.items()}
@@ -150,7 +149,7 @@ def recall_of(found: RowArray, truth: RowArray) -> NDArray[np.float64]:
 
 
 def _worse_half(recalls: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Every other query from the first or from the second: the two sorts of ``sample_queries`` do not balance."""
+    """Every other query from the first or from the second: two sorts in turn do not balance."""
     halves = [half for half in (recalls[::2], recalls[1::2]) if len(half)]
     return min(halves, key=lambda half: float(half.mean()))
 

@@ -85,7 +85,7 @@ class Ranker:
 
         Args:
             train: `user_row`, `label` and the features; rows of a user lie together. Where there is a `weight`, a row
-                teaches as much as it says.
+                teaches in proportion to it.
             validation: the same of other users or of a later window, to stop early by; without it all trees are grown.
             features: names of the columns to read.
             n_trees: how many at most, the configured number by default.
@@ -232,10 +232,11 @@ class Ranker:
 
 
 def _weights(rows: pl.DataFrame) -> npt.NDArray[np.float32] | None:
-    """Float32 (n_rows,); None where all weigh the same."""
+    """Float32 (n_rows,), 1 on average, since regularisation has no other measure; None where all weigh the same."""
     if "weight" not in rows.columns or rows["weight"].n_unique() < 2:
         return None
-    return rows["weight"].cast(pl.Float32).to_numpy()
+    weights = rows["weight"].cast(pl.Float64)
+    return (weights / weights.mean()).cast(pl.Float32).to_numpy()
 
 
 def _model_file(row: int) -> str:

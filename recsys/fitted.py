@@ -18,6 +18,7 @@ from indexing.encoder import BiEncoder
 from indexing.history import HistoryEncoder
 from indexing.index import load_index
 from indexing.item_tower import ItemTower
+from indexing.rescored import SHORTENING
 from indexing.sparse import load_csr, save_csr
 from indexing.words import Words
 from ranking.interest import InterestModel
@@ -132,13 +133,16 @@ def read_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BundleCorrupt(f"{folder} holds no {STATE}, so it is no saved recommender.") from error
+    remedy = "Fit again, or load it with the version of recsys-twostage that its MANIFEST.json names."
     try:
-        config_from_dict(state["config"])
+        config = config_from_dict(state["config"])
     except InvalidConfig as error:
         raise BundleIncompatible(
-            f"{folder} was saved with settings that this version does not read ({error}). Fit again, or load it with "
-            "the version of recsys-twostage that its MANIFEST.json names."
+            f"{folder} was saved with settings that this version does not read ({error}). {remedy}"
         ) from error
+    short = (config.index.search_dim or config.item_tower.dim) < config.item_tower.dim
+    if short and not (folder / "index" / SHORTENING).is_file():
+        raise BundleIncompatible(f"{folder} searches in fewer dimensions as this version does not. {remedy}")
     return state
 
 

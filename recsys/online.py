@@ -31,6 +31,7 @@ from recsys.rebuild.refresh import carried_items, carried_vectors
 from recsys.requests import item_rows
 from recsys.schema import Table, validate, validate_items
 from recsys.snapshot import take_snapshot
+from recsys.towers import configured_index, histories_of, likely_queries
 
 CLOCK_SKEW = timedelta(minutes=1)  # by which the clock of another machine may be ahead
 
@@ -93,7 +94,7 @@ class DeltaIndex:
         self.deleted[rows] = True
 
     def save(self, folder: Path) -> None:
-        """Write one index over everything: the delta ends with a save."""
+        """Write one index over everything, made without knowing any user; see `settled`."""
         index = build_index(self.vectors, self._config, device=self.device)
         index.delete(np.flatnonzero(self.deleted))
         index.save(folder)
@@ -108,6 +109,21 @@ class DeltaIndex:
         rows, scores = np.concatenate([rows, found], axis=1), np.concatenate([scores, near], axis=1)
         order = np.lexsort((np.where(rows < 0, self.size, rows), -scores))[:, :k]
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def settled(state: Fitted, config: RecommenderConfig) -> Fitted:
+    """The same with one index over everything, fitted to the users there are now: the delta ends with a save."""
+    towers, index = state.towers, state.towers.index
+    if not isinstance(index, DeltaIndex):
+        return state
+
+    def queries() -> FloatArray:
+        histories = histories_of(state.events)
+        return likely_queries(histories, towers.history_encoder, index.vectors, seed=config.seed)
+
+    whole = configured_index(index.vectors, config, index.device, queries)
+    whole.delete(np.flatnonzero(index.deleted))
+    return replace(state, towers=replace(towers, index=whole))
 
 
 def upsert_items(state: Fitted, items: Table, config: RecommenderConfig) -> Fitted:

@@ -354,7 +354,7 @@ class Recommender:
             NotFitted: before `fit`.
             PublishRefused: the folder exists and is neither empty nor an older save.
         """
-        state = self._state
+        state = online.settled(self._state, self.config)
         write_bundle(Path(folder), lambda staging: write_fitted(state, self.config, staging))
 
     @classmethod

@@ -36,7 +36,7 @@ WARM_UP_SHARE = 0.1  # of the time budget, for each neural training; towers are 
 TEXT_SHARE = 0.3
 TOWER_SHARE = 0.2
 INTEREST_SHARE = 0.1
-QUERIES = 1024  # users whose vectors an approximate index is fitted to
+QUERIES = 1024  # users, and vectors like items, that an approximate index is fitted to and measured with
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,10 +322,13 @@ def item_space(
 def likely_queries(
     histories: Histories, encoder: HistoryEncoder, vectors: npt.NDArray[np.float32], *, seed: int
 ) -> npt.NDArray[np.float32]:
-    """What an index over the item vectors will be asked: in turn users and vectors like items, float32 (n, dim)."""
+    """What an index over the item vectors will be asked: in turn users and vectors like items, float32 (n, dim).
+
+    Where there are few users, they come again.
+    """
     some = np.random.default_rng(seed).permutation(len(histories))[:QUERIES]
-    users = encoder.encode(histories.take(some), vectors)
-    others = sample_queries(vectors, seed=seed, n=len(users))
+    users = encoder.encode(histories.take(some), vectors)[np.arange(QUERIES) % len(some)]
+    others = sample_queries(vectors, seed=seed, n=QUERIES)
     return np.stack([users, others], axis=1).reshape(-1, vectors.shape[1])
 
 

@@ -15,7 +15,6 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +24,7 @@ import torch
 from indexing.exact import ExactIndex
 from indexing.faiss_master import faiss_build, require_faiss
 from indexing.index import FloatArray, IndexConfig, Kind, RowArray, VectorIndex, build_index, index_summary
+from indexing.shortening import Shortening
 from indexing.tuning import recall_of
 from recsys import Recommender
 from recsys.towers import histories_of, likely_queries
@@ -33,6 +33,7 @@ K, BATCH, N_SINGLE, N_QUERIES, CHUNK = 100, 256, 200, 512, 100_000
 FAISS_DEFAULT = 128_000  # distance_compute_blas_threshold of FAISS 1.15
 COLUMNS = ("kind", "summary", "build_s", "bytes_per_item", "recall", "p50_ms", "p99_ms", "batch_qps")
 RATIO = "batch, times FAISS's default"
+SORTS = (slice(None, None, 2), slice(1, None, 2))  # of likely queries: users, and vectors like items
 
 
 def clustered(n: int, dim: int, seed: int, *, clusters: int = 2000, latent: int = 48) -> FloatArray:
@@ -87,7 +88,8 @@ def measure(kind: Kind, vectors: FloatArray, queries: FloatArray, truth: RowArra
 
 def speeds(index: VectorIndex, queries: FloatArray) -> tuple[list[float], float]:
     """Seconds of single queries, and queries a second in batches."""
-    single = [_timed(lambda row=row: index.search(queries[row : row + 1], K)) for row in range(N_SINGLE)]
+    rows = np.arange(N_SINGLE) % len(queries)
+    single = [_timed(lambda row=row: index.search(queries[row : row + 1], K)) for row in rows]
     return single, BATCH / seconds(lambda: index.search(queries[:BATCH], K))
 
 
@@ -128,22 +130,57 @@ def share_of_peak(row: dict[str, Any], n: int, dim: int, peak: dict[str, float])
 
 
 def short_searches(folder: str, dims: list[int], seed: int) -> None:
-    """A flat index over a recommender's item vectors in fewer dimensions: recall for users and items, and speed."""
+    """Fewer dimensions over a recommender's item vectors: what three ways of making them find, what a flat index costs.
+
+    The projections are fitted to half of the users and asked by the others; vectors like items are drawn twice.
+    """
     state = Recommender.load(folder)._state
     vectors, encoder = state.towers.item_vectors, state.towers.history_encoder
     histories = histories_of(state.events.with_columns(weight=1.0))
-    fitted_to = partial(likely_queries, histories, encoder, vectors, seed=seed)
-    asked = likely_queries(histories, encoder, vectors, seed=seed + 1)  # other users and items, but for chance
+    mixed = np.random.default_rng(seed).permutation(len(histories))
+    halves = (histories.take(mixed[: len(mixed) // 2]), histories.take(mixed[len(mixed) // 2 :]))
+    learnt, asked = (likely_queries(half, encoder, vectors, seed=seed + place) for place, half in enumerate(halves))
     truth, _ = ExactIndex(vectors, device="cpu", copy=False).search(asked, K)
-    print(f"{len(vectors):,} x {vectors.shape[1]}, k={K}, {len(asked) // 2} users, {torch.get_num_threads()} threads\n")
-    print("| dimensions | recall, users | recall, items | rescored | p50_ms | batch_qps | bytes_per_item |")
+    among = (K, 2 * K, 5 * K)
+    print(
+        f"{len(vectors):,} x {vectors.shape[1]}, {len(halves[1]):,} users; share of the best {K} among so many: {among}\n"
+    )
+    print("| dimensions | made by | users | like items |\n| --- | --- | --- | --- |")
+    for dim in dims:
+        for name, (queries, rows) in ways_to_shorten(learnt, asked, vectors, dim).items():
+            found = best_rows(queries, rows, among[-1])
+            shares = [[recall_of(found[part, :k], truth[part]).mean() for k in among] for part in SORTS]
+            users, others = (", ".join(f"{share:.3f}" for share in sort) for sort in shares)
+            print(f"| {dim} | {name} | {users} | {others} |", flush=True)
+    print("\n| dimensions | recall, users | recall, like items | rescored | p50_ms | batch_qps | bytes_per_item |")
     print("|" + " --- |" * 7)
     for dim in [*dims, vectors.shape[1]]:
-        index = build_index(vectors, IndexConfig(kind="flat", search_dim=dim), device="cpu", queries=fitted_to)
+        index = build_index(vectors, IndexConfig(kind="flat", search_dim=dim), device="cpu", queries=lambda: learnt)
         recall, (single, batch) = recall_of(index.search(asked, K)[0], truth), speeds(index, asked)
-        means = [float(part.mean()) for part in (recall[::2], recall[1::2])]
+        means = [float(recall[part].mean()) for part in SORTS]
         cells = [dim, *means, getattr(index, "overfetch", 1), 1e3 * float(np.median(single)), batch]
         print(f"| {' | '.join(map(_cell, [*cells, index.bytes_per_item]))} |", flush=True)
+
+
+def best_rows(queries: FloatArray, vectors: FloatArray, k: int) -> RowArray:
+    """Rows of the largest inner products, best first, (q, k)."""
+    blocks = (torch.from_numpy(queries[start : start + BATCH] @ vectors.T) for start in range(0, len(queries), BATCH))
+    return np.concatenate([block.topk(k).indices.numpy() for block in blocks])
+
+
+def ways_to_shorten(
+    learnt: FloatArray, asked: FloatArray, vectors: FloatArray, dim: int
+) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """Short queries and short vectors: a prefix, the items' principal components, and as `search_dim` makes them."""
+    prefix = vectors[:, :dim] / np.maximum(np.linalg.norm(vectors[:, :dim], axis=1, keepdims=True), 1e-9)
+    _, directions = np.linalg.eigh(vectors.T @ vectors)
+    main = directions[:, ::-1][:, :dim]
+    fitted = Shortening.learn(learnt, vectors, dim)
+    return {
+        "prefix, brought to unit length": (asked[:, :dim], prefix),
+        "principal components of the items": (asked @ main, vectors @ main),
+        "fitted to both": (fitted.of_queries(asked), fitted.of_vectors(vectors)),
+    }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

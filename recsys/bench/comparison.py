@@ -124,6 +124,8 @@ def compare(
                 (protocol, part) for part in _compared(old, new, protocol, first, second, wanted, n_samples, seed)
             ]
     if not found:
+        if any(_matched(old, new, table.protocol, systems) for table in new.result.tables):
+            raise InvalidConfig(f"{a} and {b} have no value of {', '.join(wanted)} for the same people")
         there = "; ".join(f"{folder.path} has {', '.join(folder.result.systems)}" for folder in (old, new))
         raise InvalidConfig(f"{a} and {b} have nothing to compare under the same protocol: {there}")
     corrected = holm([part.p for _, part in found])

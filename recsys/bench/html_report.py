@@ -303,10 +303,6 @@ def _estimate(found: Estimate | None) -> str:
     return f"{found.mean:.4f}{interval}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
 def _share(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}%}"
 

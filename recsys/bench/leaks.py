@@ -43,7 +43,7 @@ def leaking_columns(prepared: Prepared, cut: Cut) -> list[Flag]:
     left of both must not go together, in neither half of the table. An honest column may say a little beyond the
     past, one that was counted afterwards says almost everything. Looked at are numbers, also those written as text,
     truth values, and texts of at most `MAX_GROUPS` values. Date columns are left to the fit: a new item's date rightly
-    tells that it is taken now.
+    tells that it is taken now. So may a season's name, where items live for a small part of the time.
     """
     tables, ignored = prepared.tables, prepared.config.ignore_columns
     flags = _leaking(tables.items, "item_id", cut, ignored)
@@ -60,7 +60,7 @@ def _leaking(table: pl.DataFrame, key: str, cut: Cut, ignored: Sequence[str]) ->
     for name in table.columns:
         if name == key or name in ignored:
             continue
-        found = [knowledge(values, test, past) for values in _as_numbers(table[name])]
+        found = [knowledge(values, test, past) for values in (*_numbers(table[name]), *_groups(table[name]))]
         strongest = max((correlation for correlation in found if correlation is not None), default=None)
         if strongest is not None:
             message = (
@@ -68,21 +68,27 @@ def _leaking(table: pl.DataFrame, key: str, cut: Cut, ignored: Sequence[str]) ->
                 f"{taken} in the test (partial correlation {strongest:.2f}). Was it counted after the cut? Name it in "
                 "ignore_columns, or give its value as of the cut."
             )
-            flags.append(Flag(kind="leak", what=name, message=message))
+            flags.append(Flag(kind="leak", what=name if owner == "item" else f"user: {name}", message=message))
     return flags
 
 
-def _as_numbers(column: pl.Series) -> list[FloatArray]:
-    """A column as (n,) numbers, a text of few values as one column of 0 and 1 for each; nothing of other kinds."""
-    if column.dtype == pl.String and column.drop_nulls().n_unique() <= MAX_GROUPS:
-        return [
-            (column == value).fill_null(False).to_numpy().astype(np.float64) for value in column.drop_nulls().unique()
-        ]
-    if column.dtype == pl.String and column.cast(pl.Float64, strict=False).null_count() > column.null_count():
-        return []
+def _numbers(column: pl.Series) -> list[FloatArray]:
+    """Numbers, truth values and written numbers, (n,), missing ones like the least; nothing of other kinds."""
     if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.String)):
         return []
-    return [column.cast(pl.Float64).fill_null(strategy="min").fill_nan(0.0).fill_null(0.0).to_numpy()]
+    numbers = column.cast(pl.Float64, strict=False)
+    if numbers.null_count() > column.null_count():
+        return []
+    finite = numbers.to_frame("value").select(pl.when(pl.col("value").is_finite()).then(pl.col("value"))).to_series()
+    return [finite.fill_null(strategy="min").fill_null(0.0).to_numpy()]
+
+
+def _groups(column: pl.Series) -> list[FloatArray]:
+    """Of a text of few values, 1 where it is each of them and else 0, (n,)."""
+    values = column.drop_nulls().unique() if column.dtype == pl.String else pl.Series([])
+    if len(values) > MAX_GROUPS:
+        return []
+    return [(column == value).fill_null(False).to_numpy().astype(np.float64) for value in values]
 
 
 def knowledge(column: FloatArray, future: FloatArray, past: Sequence[FloatArray]) -> float | None:
@@ -150,7 +156,8 @@ def too_good(tables: Sequence[Table], k: int) -> list[Flag]:
 def _told(notes: Sequence[str]) -> list[Flag]:
     """What the fit itself found: columns that alone tell the labels."""
     found = [note for note in notes if TELLING in note]
-    return [Flag(kind="leak", what=note.split("'")[1].split("__")[-1], message=note) for note in found]
+    names = [note.split("'")[1].replace("user__", "user: ").split("__")[-1] for note in found]
+    return [Flag(kind="leak", what=name, message=note) for name, note in zip(names, found, strict=True)]
 
 
 def _counts(cut: Cut, key: str) -> pl.DataFrame:

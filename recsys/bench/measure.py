@@ -159,8 +159,9 @@ def _values(prepared: Prepared, answer: Answers, vectors: Any) -> tuple[pl.Serie
 def _candidate_values(answer: Answers, truth: pl.DataFrame, train: pl.DataFrame) -> tuple[FloatArray, ...]:
     """Recall of the first candidates, the same of items new to the data, and of all that a second stage chose from."""
     n_chosen_from = max(DEPTH, int(answer.candidates["rank"].max() or 0))  # type: ignore[arg-type]
-    hits = metrics.hit_matrix(answer.candidates, truth, n_chosen_from)
-    new = metrics.hit_matrix(answer.candidates, truth.join(train, on="item_id", how="anti"), DEPTH)
+    candidates = metrics.first_k(answer.candidates, n_chosen_from)
+    hits = metrics.hit_matrix(candidates, truth, n_chosen_from)
+    new = metrics.hit_matrix(candidates, truth.join(train, on="item_id", how="anti"), DEPTH)
     cold, ceiling = np.full((2, len(hits.users)), np.nan)
     cold[hits.users.is_in(new.users.implode()).to_numpy()] = metrics.recall(new, DEPTH)
     if answer.staged:
@@ -249,7 +250,7 @@ def compared(systems: Sequence[str], reference: str | None = None) -> list[tuple
 
 
 def estimates(values: FloatArray, names: Sequence[str], means: FloatArray) -> dict[str, Estimate]:
-    """Mean and interval of every column; columns without a single value have neither."""
+    """Mean and interval of every column; without a value it has neither, without one in any sample no interval."""
     made = {}
     for column, name in enumerate(names):
         known = values[:, column][~np.isnan(values[:, column])]
@@ -257,8 +258,8 @@ def estimates(values: FloatArray, names: Sequence[str], means: FloatArray) -> di
         if not len(known):
             made[name] = Estimate(mean=None)
             continue
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        made[name] = Estimate(mean=float(known.mean()), low=float(low), high=float(high))
+        ends = [float(end) for end in np.quantile(drawn, [0.025, 0.975])] if len(drawn) else [None, None]
+        made[name] = Estimate(mean=float(known.mean()), low=ends[0], high=ends[1])
     return made
 
 

@@ -75,7 +75,7 @@ def test_of_a_metric_that_says_nothing_of_some_the_same_people_are_compared(fold
         assert part["low"] == pytest.approx(1.0)
         assert part["high"] == pytest.approx(1.0)
     rows.with_columns(pl.lit(None, dtype=pl.Float64).alias("ild@10")).write_parquet(tmp_path / "b" / "per_user.parquet")
-    with pytest.raises(InvalidConfig, match="nothing to compare"):
+    with pytest.raises(InvalidConfig, match="have no value of ild@10 for the same people"):
         compare(tmp_path / "a", tmp_path / "b", metrics_of=["ild@10"])
 
 

@@ -174,12 +174,25 @@ class TestReport:
     def test_cold_recall_is_over_users_with_new_items_and_none_without_any(self, repeating):
         missed = answers_of("new items only", popular=({"v": ["d"]}, {"v": ["d"]}))
         assert report(repeating, missed).tables[1].rows[0].metrics["cold_recall@100"].mean == 0.0
+        two = dataset_of([("u", "a"), ("v", "a"), ("u", "c"), ("u", "d"), ("v", "e")])  # c, d and e are new
+        asked = prepare(two, RecommenderConfig(), test_share=3 / 5)
+        half = report(asked, answers_of("new items only", popular=({"u": ["c"]}, {"u": ["c"], "v": ["e"]})))
+        assert half.tables[0].n_cold_pairs == 3
+        assert half.tables[0].rows[0].metrics["cold_recall@100"].mean == pytest.approx((1 / 2 + 1) / 2)
         warm = prepare(dataset_of([("u", "a"), ("v", "b"), ("u", "b")]), RecommenderConfig(), test_share=1 / 3)
         found = answers_of("new items only", popular=({"u": ["b"]}, {"u": ["b"]}))
         table = report(warm, found).tables[0]
         assert table.n_cold_pairs == 0
         assert table.rows[0].metrics["cold_recall@100"].mean is None
         assert "none" in render(report(warm, found))
+
+    def test_the_ceiling_looks_deeper_than_the_first_candidates(self):
+        names = [f"i{place:03}" for place in range(150)]
+        asked = prepare(dataset_of([("u", "i000"), ("v", "i001"), ("u", "i140")], names), test_share=1 / 3)
+        (answer,) = answers_of("new items only", two_stage=({"u": names[:10]}, {"u": names[1:]}))
+        table = report(asked, [replace(answer, staged=True)]).tables[0]
+        found = {name: table.rows[0].metrics[name].mean for name in ("candidate_recall@100", "ceiling")}
+        assert found == {"candidate_recall@100": 0.0, "ceiling": 1.0}
 
     def test_differences_are_paired_and_both_stages_meet_every_whole_system(self, repeating):
         good, bad = {"u": ["a"], "v": ["c"]}, {"u": ["b"], "v": ["b"]}

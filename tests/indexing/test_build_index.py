@@ -72,7 +72,6 @@ class TestConfig:
             ({"kind": "tree"}, "kind must be 'auto', 'exact', 'flat', 'hnsw', .* or 'ivf-pq', got 'tree'"),
             ({"multi_gpu": "all"}, "multi_gpu must be 'none', 'shard' or 'replicate', got 'all'"),
             ({"memory_budget_mb": 0}, "memory_budget_mb must be at least 1, got 0"),
-            ({"search_dim": 0}, "search_dim must be at least 1, got 0"),
             ({"search_dim": 1}, "search_dim must be at least 2, got 1"),
             ({"ef_search": 0}, "ef_search must be at least 1, got 0"),
             ({"target_recall": 0.0}, r"target_recall is a share, it must lie in \(0, 1\], got 0\.0"),

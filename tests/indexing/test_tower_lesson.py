@@ -204,6 +204,25 @@ class TestWhatIsSetAside:
         aside = module._set_aside(histories_of(CIRCLE), self.config, seed=1)
         return [[*rows[:-1], 11 - rows[-1]] if user in aside else rows for user, rows in enumerate(CIRCLE)]
 
+    def test_the_loss_leaves_out_what_a_user_took_before_as_lists_do(self):
+        lists = [[0, 1, 2, 3, 4, 5, 6, 7], [3, 8], [9, 2, 10]]
+        pair, histories, aside = Pair(lists), histories_of(lists), np.array([0, 2])
+        learnt = histories.without_last(aside)
+        windows, _ = module._windows(learnt, pair.encoder.config.max_length)
+        lesson = module.TowerLesson(
+            pair.tower, pair.encoder, learnt, windows, pair.features, CONFIG, device="cpu", seed=0, steps=1
+        )
+        lesson.set_aside(histories, aside)
+        lesson.eval()
+        vectors = pair.tower.encode(pair.features)
+        cosines = pair.encoder.encode(learnt.take(aside), vectors) @ vectors.T
+        gained = []
+        for row, user in enumerate(aside):
+            others = np.setdiff1d(np.arange(N_ITEMS), lists[user])
+            gained.append(1 / np.log2(2 + (cosines[row, others] > cosines[row, lists[user][-1]]).sum()))
+        with torch.no_grad():
+            assert lesson.validation_loss() == pytest.approx(1 - np.mean(gained), abs=1e-6)
+
     def test_is_at_most_a_tenth_and_as_many_as_asked_of_users_with_three_events(self):
         lists = [[1, 2, 3]] * 30 + [[1, 2]] * 100
         aside = module._set_aside(histories_of(lists), self.config, seed=0)

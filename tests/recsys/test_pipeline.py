@@ -13,15 +13,17 @@ from polars.testing import assert_frame_equal
 from scipy.stats import ks_2samp
 
 from indexing.covisitation import covisitation
-from indexing.index import index_summary
+from indexing.index import build_index, index_summary
 from recsys import Recommender, pipeline, towers
 from recsys.candidates import candidate_columns, to_frame
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig, config_from_dict
-from recsys.errors import InvalidConfig
+from recsys.errors import BundleIncompatible, InvalidConfig
+from recsys.fitted import read_state
 from recsys.notes import Notes
 from recsys.pipeline import decide_seen, open_window, to_events, weigh_sources
 from recsys.ranker_lesson import without_users
+from recsys.rebuild.refresh import refresh
 from recsys.requests import known_people
 from recsys.schema import validate
 from recsys.second_stage import retrieve, train_interest, training_rows
@@ -290,7 +292,7 @@ def test_covisitation_is_counted_once_for_the_same_events_and_the_served_index_i
     assert index_summary(state.towers.index) in said[0]
 
 
-def test_a_short_search_is_fitted_to_the_users_and_served_from_disk(tiny_bert, tmp_path):
+def test_a_short_search_is_served_from_disk(tiny_bert, tmp_path):
     small = generate(n_users=60, n_items=80, n_topics=2, events_per_user=8, n_cold_items=0)
     index = {"kind": "exact", "search_dim": 16, "target_recall": 0.9}
     config = config_for(tiny_bert, n_interest=0, probabilities=False, index=index)
@@ -299,15 +301,53 @@ def test_a_short_search_is_fitted_to_the_users_and_served_from_disk(tiny_bert, t
     assert "16 of 256 dimensions" in index_summary(found)
     assert found.recall >= 0.9
     fitted.save(tmp_path / "model")
+    loaded = Recommender.load(tmp_path / "model")
+    vectors, opened = fitted._state.towers.item_vectors, loaded._state.towers.index
+    for ours, theirs in zip(
+        *(one.coarse.search(one._shortening.of_queries(vectors), 9) for one in (found, opened)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
     users = small.interactions["user_id"].unique().sort()
-    assert_frame_equal(Recommender.load(tmp_path / "model").recommend(users, 5), fitted.recommend(users, 5))
+    assert_frame_equal(loaded.recommend(users, 5), fitted.recommend(users, 5))
+    (tmp_path / "model" / "index" / "shortening.npy").unlink()  # as before vectors were made short by projections
+    with pytest.raises(BundleIncompatible, match=r"fewer dimensions as this version does not\. Fit again"):
+        read_state(tmp_path / "model")
+
+
+def test_every_index_is_built_for_the_users_of_its_moment(tiny_bert, monkeypatch, tmp_path):
+    small = generate(n_users=30, n_items=40, n_topics=2, events_per_user=8, n_cold_items=0)
+    asked = []
+
+    def noted(vectors, config, *, device, queries):
+        asked.append(queries())
+        return build_index(vectors, config, device=device, queries=queries)
+
+    def expected(state):
+        histories = towers.histories_of(state.events.with_columns(weight=1.0))
+        return towers.likely_queries(histories, state.towers.history_encoder, state.towers.item_vectors, seed=0)
+
+    monkeypatch.setattr(towers, "build_index", noted)
+    config = config_for(tiny_bert, n_interest=0, probabilities=False)
+    fitted = Recommender(config).fit(small.interactions, small.items)
+    np.testing.assert_allclose(asked[-1], expected(fitted._state), atol=1e-6)
+    fewer = validate(small.interactions.head(150), small.items)
+    again = refresh(fitted._state, fewer, config, device="cpu").fitted
+    np.testing.assert_allclose(asked[-1], expected(again), atol=1e-6)
+    n_built = len(asked)
+    fitted.upsert_items(small.items[:1].with_columns(title=pl.lit("other words")))
+    fitted.delete_users(small.interactions["user_id"].unique().sort().head(10))
+    fitted.save(tmp_path / "model")
+    assert len(asked) == n_built + 1
+    np.testing.assert_allclose(asked[-1], expected(fitted._state), atol=1e-6)
 
 
 def test_likely_queries_are_in_turn_users_and_vectors_like_items(untouched):
     stage1 = untouched.towers
     histories = towers.histories_of(untouched.c.snapshot.events.with_columns(weight=1.0))
     made = towers.likely_queries(histories, stage1.history_encoder, stage1.item_vectors, seed=0)
-    assert made.shape == (2 * min(towers.QUERIES, len(histories)), stage1.item_vectors.shape[1])
+    assert made.shape == (2 * towers.QUERIES, stage1.item_vectors.shape[1])
+    assert len(np.unique(made[::2], axis=0)) == len(histories)  # they come again, since they are few
+    assert len(np.unique(made[1::2], axis=0)) > 0.9 * towers.QUERIES
     everybody = stage1.history_encoder.encode(histories, stage1.item_vectors)
     assert ((made[::2] @ everybody.T).max(axis=1) > 0.9999).all()
     np.testing.assert_allclose(np.linalg.norm(made[1::2], axis=1), 1.0, atol=1e-5)
