@@ -142,9 +142,7 @@ def short_searches(folder: str, dims: list[int], seed: int) -> None:
     learnt, asked = (likely_queries(half, encoder, vectors, seed=seed + place) for place, half in enumerate(halves))
     truth, _ = ExactIndex(vectors, device="cpu", copy=False).search(asked, K)
     among = (K, 2 * K, 5 * K)
-    print(
-        f"{len(vectors):,} x {vectors.shape[1]}, {len(halves[1]):,} users; share of the best {K} among so many: {among}\n"
-    )
+    print(f"{len(vectors):,} x {vectors.shape[1]}, {len(halves[1]):,} users; share of the best {K} among {among}\n")
     print("| dimensions | made by | users | like items |\n| --- | --- | --- | --- |")
     for dim in dims:
         for name, (queries, rows) in ways_to_shorten(learnt, asked, vectors, dim).items():
