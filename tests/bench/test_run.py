@@ -190,7 +190,8 @@ class TestReport:
         names = [f"i{place:03}" for place in range(150)]
         asked = prepare(dataset_of([("u", "i000"), ("v", "i001"), ("u", "i140")], names), test_share=1 / 3)
         (answer,) = answers_of("new items only", two_stage=({"u": names[:10]}, {"u": names[1:]}))
-        table = report(asked, [replace(answer, staged=True)]).tables[0]
+        candidates = answer.candidates.with_columns(source=pl.lit("vector"))
+        table = report(asked, [replace(answer, candidates=candidates, staged=True)]).tables[0]
         found = {name: table.rows[0].metrics[name].mean for name in ("candidate_recall@100", "ceiling")}
         assert found == {"candidate_recall@100": 0.0, "ceiling": 1.0}
 
