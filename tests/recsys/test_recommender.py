@@ -251,7 +251,7 @@ def test_a_time_budget_bounds_the_neural_trainings(config: RecommenderConfig, da
     hurried = replace(config, n_interest=0, contrastive=endless, time_budget=0.02)
     started = time.monotonic()
     recommender = Recommender(hurried).fit(data.interactions, data.items)
-    assert time.monotonic() - started < 200  # endless steps would take hours
+    assert time.monotonic() - started < 1000  # endless steps would take hours
     assert 0 < recommender._state.towers.steps < 10**6
     assert recommender.recommend(["u00001"], 5).height == 5
 
