@@ -45,28 +45,32 @@ def leaking_columns(prepared: Prepared, cut: Cut) -> list[Flag]:
     truth values, and texts of at most `MAX_GROUPS` values. Date columns are left to the fit: a new item's date rightly
     tells that it is taken now. So may a season's name, where items live for a small part of the time.
     """
-    tables, ignored = prepared.tables, prepared.config.ignore_columns
-    flags = _leaking(tables.items, "item_id", cut, ignored)
-    return flags if tables.users is None else [*flags, *_leaking(tables.users, "user_id", cut, ignored)]
+    tables = prepared.tables
+    flags = _leaking(tables.items.drop(prepared.config.ignore_columns, strict=False), "item_id", cut)
+    return flags if tables.users is None else [*flags, *_leaking(tables.users, "user_id", cut)]
 
 
-def _leaking(table: pl.DataFrame, key: str, cut: Cut, ignored: Sequence[str]) -> list[Flag]:
+def _leaking(table: pl.DataFrame, key: str, cut: Cut) -> list[Flag]:
     known = table.select(key).join(_counts(cut, key), on=key, how="left", maintain_order="left").fill_null(0)
     if known.filter(pl.col("test") > 0).height < FEWEST_TESTED:
         return []
     test, *past = (known[name].to_numpy().astype(np.float64) for name in ("test", "train", "recent"))
-    owner, taken = ("item", "popularity") if key == "item_id" else ("user", "activity")
+    owner, taken, remedy = (
+        ("item", "popularity", "Name it in ignore_columns")
+        if key == "item_id"
+        else ("user", "activity", "Leave it out of the users table")  # ignore_columns speaks of items alone
+    )
     flags = []
     for name in table.columns:
-        if name == key or name in ignored:
+        if name == key:
             continue
         found = [knowledge(values, test, past) for values in (*_numbers(table[name]), *_groups(table[name]))]
         strongest = max((correlation for correlation in found if correlation is not None), default=None)
         if strongest is not None:
             message = (
                 f"The {owner} column {name!r} knows the test: what it says beyond the past goes together with the "
-                f"{taken} in the test (partial correlation {strongest:.2f}). Was it counted after the cut? Name it in "
-                "ignore_columns, or give its value as of the cut."
+                f"{taken} in the test (partial correlation {strongest:.2f}). Was it counted after the cut? {remedy}, "
+                "or give its value as of the cut."
             )
             flags.append(Flag(kind="leak", what=name if owner == "item" else f"user: {name}", message=message))
     return flags

@@ -84,6 +84,11 @@ def test_a_column_of_the_users_that_reads_the_future_is_caught_and_an_honest_one
     result = run_bench(asked, systems=["popular"], n_samples=20)
     assert [(flag.kind, flag.what) for flag in result.flags] == [("leak", "user: orders_next_month")]
     assert "user column 'orders_next_month' knows the test" in result.flags[0].message
+    assert "Leave it out of the users table" in result.flags[0].message
+    named = prepare(
+        asked, RecommenderConfig(ignore_columns=("orders_next_month",))
+    )  # which the ranker reads all the same
+    assert [flag.what for flag in leaking_columns(named, named.cuts[0])] == ["user: orders_next_month"]
     one_each = prepare(asked, split="leave-last-out", min_items=2)
     assert leaking_columns(one_each, one_each.cuts[0]) == []
 
