@@ -7,7 +7,7 @@ what is changed here must be changed there too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +31,7 @@ from recsys.rebuild.refresh import carried_items, carried_vectors
 from recsys.requests import item_rows
 from recsys.schema import Table, validate, validate_items
 from recsys.snapshot import take_snapshot
-from recsys.towers import configured_index, histories_of, likely_queries
+from recsys.towers import histories_of, likely_queries
 
 CLOCK_SKEW = timedelta(minutes=1)  # by which the clock of another machine may be ahead
 
@@ -95,9 +95,13 @@ class DeltaIndex:
 
     def save(self, folder: Path) -> None:
         """Write one index over everything, made without knowing any user; see `settled`."""
-        index = build_index(self.vectors, self._config, device=self.device)
+        self.whole().save(folder)
+
+    def whole(self, queries: Callable[[], FloatArray] | None = None) -> VectorIndex:
+        """One index over everything; `queries` as for `build_index`."""
+        index = build_index(self.vectors, self._config, device=self.device, queries=queries)
         index.delete(np.flatnonzero(self.deleted))
-        index.save(folder)
+        return index
 
     def _search(self, queries: FloatArray, k: int, allowed: Mask | None) -> Hits:
         allowed = np.ones(self.size, dtype=np.bool_) if allowed is None else allowed
@@ -121,9 +125,7 @@ def settled(state: Fitted, config: RecommenderConfig) -> Fitted:
         histories = histories_of(state.events)
         return likely_queries(histories, towers.history_encoder, index.vectors, seed=config.seed)
 
-    whole = configured_index(index.vectors, config, index.device, queries)
-    whole.delete(np.flatnonzero(index.deleted))
-    return replace(state, towers=replace(towers, index=whole))
+    return replace(state, towers=replace(towers, index=index.whole(queries)))
 
 
 def upsert_items(state: Fitted, items: Table, config: RecommenderConfig) -> Fitted:

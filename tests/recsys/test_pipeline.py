@@ -14,7 +14,7 @@ from scipy.stats import ks_2samp
 
 from indexing.covisitation import covisitation
 from indexing.index import build_index, index_summary
-from recsys import Recommender, pipeline, towers
+from recsys import Recommender, online, pipeline, towers
 from recsys.candidates import candidate_columns, to_frame
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig, config_from_dict
@@ -326,7 +326,8 @@ def test_every_index_is_built_for_the_users_of_its_moment(tiny_bert, monkeypatch
         histories = towers.histories_of(state.events.with_columns(weight=1.0))
         return towers.likely_queries(histories, state.towers.history_encoder, state.towers.item_vectors, seed=0)
 
-    monkeypatch.setattr(towers, "build_index", noted)
+    for module in (towers, online):
+        monkeypatch.setattr(module, "build_index", noted)
     config = config_for(tiny_bert, n_interest=0, probabilities=False)
     fitted = Recommender(config).fit(small.interactions, small.items)
     np.testing.assert_allclose(asked[-1], expected(fitted._state), atol=1e-6)
