@@ -25,7 +25,7 @@ from ranking.interest import InterestConfig
 from ranking.probability import HeadConfig
 from ranking.ranker import RankerConfig
 from recsys.errors import InvalidConfig
-from recsys.splits import WindowConfig
+from recsys.windows import WindowConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

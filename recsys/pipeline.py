@@ -25,8 +25,9 @@ from recsys.prediction import Probabilities, learn_probabilities
 from recsys.schema import Tables
 from recsys.second_stage import LabelWindow, SecondStage, report_drift, retrieve, train_second_stage
 from recsys.snapshot import Snapshot, gather_people, take_snapshot
-from recsys.splits import Windows, end_of, make_windows, moments
+from recsys.splits import end_of
 from recsys.towers import Towers, covisitation_of, learn_towers, load_encoder, prepare_encoder, renew_towers
+from recsys.windows import Windows, make_windows, moments, window_between
 
 MIN_SOURCE_WEIGHT = 0.05
 WEIGHED_DEPTH = 100
@@ -190,8 +191,12 @@ def learn_second_stage(first: FirstStage, config: RecommenderConfig) -> Learnt:
     weights = weigh_sources(retrieve(some, config, hide_seen=hide_seen), some.labels)
     b = b.weighted(weights)
     c = open_window(first.windows, "c", weights, *rest, hide_seen=hide_seen)
+    halfway = window_between(first.windows)
+    between = None if halfway is None else open_window(halfway, "b", weights, *rest, hide_seen=hide_seen)
     encoder = towers.encoder if first.readable else None
-    second = train_second_stage(b, c, encoder, catalogue, config, first.device, notes, hide_seen=hide_seen)
+    second = train_second_stage(
+        b, c, encoder, catalogue, config, first.device, notes, between=between, hide_seen=hide_seen
+    )
     probabilities = None
     if config.probabilities:
         snapshots = (b.snapshot, c.snapshot)

@@ -24,7 +24,7 @@ from recsys.config import RecommenderConfig
 from recsys.notes import Notes
 from recsys.probability_report import ProbabilityReport, best_threshold, report
 from recsys.snapshot import People, Snapshot, gather_people
-from recsys.splits import WindowKind, Windows, moments
+from recsys.windows import WindowKind, Windows, moments
 
 ANY = "any"
 """Name of the head for events of every kind."""

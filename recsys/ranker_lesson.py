@@ -27,9 +27,15 @@ SURELY = 0.99  # level of the interval: an interval over users leaves out the ch
 
 
 def train_ranker(
-    earlier: TrainingSet, later: TrainingSet, config: RecommenderConfig, notes: Notes, *, what: str = "ranker"
+    earlier: TrainingSet,
+    later: TrainingSet,
+    config: RecommenderConfig,
+    notes: Notes,
+    *,
+    further: TrainingSet | None = None,
+    what: str = "ranker",
 ) -> Ranker | None:
-    """LightGBM on the earlier window with early stopping on the later one, then in as many trees on both.
+    """LightGBM on the earlier window with early stopping on the later one, then in as many trees on all rows.
 
     Args:
         earlier: labelled rows of window B; where they are few, most users of the later window join them, and the rest
@@ -37,6 +43,7 @@ def train_ranker(
         later: labelled rows of window C.
         config: settings.
         notes: gets what was done.
+        further: labelled rows of a window that shares labels with both, which teach only in the end.
         what: the ranker's name in them.
 
     Returns:
@@ -60,8 +67,12 @@ def train_ranker(
         ranker = Ranker(config.ranker, seed=config.seed).fit(train, validation, names, progress=config.progress)
         if not beats_blend(ranker, validation, config.seed, notes, what=what):
             return None
+        rows = stacked(train, validation)
+        if further is not None:
+            rows = stacked(rows, further.rows)
+            notes.add(f"{what}: {further.n_users} users of the window halfway between B and C teach it in the end too.")
         return Ranker(config.ranker, seed=config.seed).fit(
-            stacked(train, validation), None, names, n_trees=ranker.n_trees, progress=config.progress
+            rows, None, names, n_trees=ranker.n_trees, progress=config.progress
         )
     except RuntimeError as error:
         notes.add(f"{error}; lists follow the blend of stage 1.", level=logging.WARNING)

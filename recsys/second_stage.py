@@ -90,6 +90,7 @@ def train_second_stage(
     device: str,
     notes: Notes,
     *,
+    between: LabelWindow | None = None,
     hide_seen: bool,
 ) -> SecondStage:
     """The interest model, the ranker and, where seen items are shown, a second ranker for lists of new items only.
@@ -102,6 +103,8 @@ def train_second_stage(
         config: everything else.
         device: resolved.
         notes: gets what was done.
+        between: teaches the ranker once nothing is left to be measured, where no interest score is used: some of its
+            labels taught that.
         hide_seen: whether items that a user has taken are hidden by default.
     """
     found_b, found_c = (retrieve(window, config, hide_seen=hide_seen) for window in (b, c))
@@ -117,15 +120,27 @@ def train_second_stage(
     if interest is not None and not earns_its_place(earlier, later, pupils, config, notes):
         interest, pupils = None, NOBODY
         earlier, later = (replace(rows, rows=without_interest(rows.rows)) for rows in (earlier, later))
-    ranker = train_ranker(without_users(earlier, pupils), later, config, notes)
+    between = between if interest is None else None
+    further = further_rows(between, catalogue, config, hide_seen=hide_seen)
+    ranker = train_ranker(without_users(earlier, pupils), later, config, notes, further=further)
     recent = sample_users(later.rows, DRIFT_ROWS, config.seed)
     if hide_seen:
         return SecondStage(interest, ranker, None, recent)
     found_b, found_c = (retrieve(window, config, hide_seen=True) for window in (b, c))
     earlier = without_users(training_rows(b, found_b, interest, catalogue, config), pupils)
     later = training_rows(c, found_c, interest, catalogue, config)
-    new_ranker = train_ranker(earlier, later, config, notes, what="ranker of new items")
+    further = further_rows(between, catalogue, config, hide_seen=True)
+    new_ranker = train_ranker(earlier, later, config, notes, further=further, what="ranker of new items")
     return SecondStage(interest, ranker, new_ranker, recent)
+
+
+def further_rows(
+    window: LabelWindow | None, catalogue: Catalogue, config: RecommenderConfig, *, hide_seen: bool
+) -> TrainingSet | None:
+    """`training_rows` of a window, without interest score; None where there is no window."""
+    if window is None:
+        return None
+    return training_rows(window, retrieve(window, config, hide_seen=hide_seen), None, catalogue, config)
 
 
 def retrieve(window: LabelWindow, config: RecommenderConfig, *, hide_seen: bool) -> pl.DataFrame:

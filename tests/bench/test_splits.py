@@ -11,18 +11,16 @@ from polars.testing import assert_frame_equal
 
 from recsys.errors import InvalidConfig, InvalidData
 from recsys.splits import (
-    WindowConfig,
     end_of,
     hash_of,
     leave_last_out,
-    make_windows,
-    moments,
     random_split,
     rolling_splits,
     split,
     split_all,
     time_split,
 )
+from recsys.windows import WindowConfig, make_windows, moments, window_between
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 SCHEMA = {
@@ -251,6 +249,35 @@ def test_one_cut_only_leaves_window_b_empty():
     assert windows.labels_b.is_empty()
     assert rows_of(windows.labels_c) == [("u", "b", 5)]
     assert windows.start_b == windows.start_c == at(5)
+
+
+def test_the_window_between_has_both_cuts_half_a_window_later():
+    windows = make_windows(log(*[("u", f"i{second}", second) for second in range(20)]), WindowConfig(kind="time"))
+    assert [second for _, _, second in rows_of(windows.labels_b)] == [16, 17]
+    between = window_between(windows)
+    assert [second for _, _, second in rows_of(between.history_b)] == list(range(17))
+    assert [second for _, _, second in rows_of(between.labels_b)] == [17, 18]
+    assert (between.start_b, between.start_c, between.end) == (at(17), at(19), windows.end)
+
+
+def test_nothing_lies_between_last_interactions_or_in_a_window_of_one_moment():
+    interactions = log(*[("u", f"i{second}", second) for second in range(10)])
+    assert window_between(make_windows(interactions, WindowConfig(kind="last"))) is None
+    windows = make_windows(interactions, WindowConfig(kind="time", label_share=0.1))
+    assert windows.labels_b.height == 1
+    assert window_between(windows) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(interactions=logs(), share=st.floats(0.05, 0.45))
+def test_the_window_between_parts_all_rows_at_its_own_moments(interactions, share):
+    windows = make_windows(interactions, WindowConfig(kind="time", label_share=share))
+    between = window_between(windows)
+    if between is not None:
+        assert windows.start_b < between.start_b < windows.start_c <= between.start_c
+        assert (between.history_b["timestamp"] < between.start_b).all()
+        assert between.labels_b["timestamp"].is_between(between.start_b, between.start_c, closed="left").all()
+        assert_frame_equal(sorted_union(between.history_c, between.labels_c), sorted_union(interactions))
 
 
 @settings(max_examples=60, deadline=None)

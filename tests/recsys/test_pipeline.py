@@ -27,9 +27,9 @@ from recsys.rebuild.refresh import refresh
 from recsys.requests import known_people
 from recsys.schema import validate
 from recsys.second_stage import retrieve, train_interest, training_rows
-from recsys.splits import make_windows
 from recsys.synthetic import generate
 from recsys.towers import learn_towers, load_encoder
+from recsys.windows import make_windows
 
 
 def config_for(tiny_bert: str, **values: object) -> RecommenderConfig:

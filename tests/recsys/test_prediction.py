@@ -18,8 +18,8 @@ from recsys.notes import Notes
 from recsys.prediction import ANY, Asker, draw_pairs, draw_users, horizon_of, learn_probabilities
 from recsys.schema import validate
 from recsys.snapshot import gather_people, take_snapshot
-from recsys.splits import make_windows
 from recsys.synthetic import generate
+from recsys.windows import make_windows
 
 USERS = ["u00003", "u00001", "u00002"]
 

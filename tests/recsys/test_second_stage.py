@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 import recsys.second_stage as module
+from ranking.ranker import Ranker
 from ranking.training_set import TrainingSet
 from recsys.catalogue import Catalogue
 from recsys.config import config_from_dict
@@ -25,9 +26,9 @@ from recsys.second_stage import (
     train_second_stage,
     training_rows,
 )
-from recsys.splits import make_windows
 from recsys.synthetic import generate
 from recsys.towers import learn_towers, load_encoder
+from recsys.windows import make_windows
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +156,19 @@ def test_few_users_are_scored_where_a_first_look_finds_nothing(catalogue_and_win
     assert scored == [everybody // 3] * 2 if keep == "earned" else [everybody] * 2
 
 
+@pytest.mark.parametrize("keep", ["earned", "always"])
+def test_the_window_between_teaches_where_no_interest_score_knows_its_labels(
+    catalogue_and_window, config, monkeypatch, keep
+):
+    catalogue, window = catalogue_and_window
+    monkeypatch.setattr(module, "earns_its_place", lambda *arguments, **named: keep == "always")
+    encoder, kept, notes = load_encoder(config, "cpu"), replace(config, keep_interest=keep), Notes(())
+    second = train_second_stage(window, window, encoder, catalogue, kept, "cpu", notes, between=window, hide_seen=False)
+    assert (second.interest is None) == (keep == "earned")
+    told = [sentence.partition(":")[0] for sentence in notes.sentences if "halfway" in sentence]
+    assert told == (["ranker", "ranker of new items"] if keep == "earned" else [])
+
+
 def test_the_number_of_rows_is_bounded_by_leaving_out_users(catalogue_and_window, config):
     catalogue, window = catalogue_and_window
     found = retrieve(window, config, hide_seen=True)
@@ -238,6 +252,28 @@ class TestRanker:
         assert ranker.features[parts.argmax()] == "hint"
         assert "200 + 100 users with a taken candidate in windows B and C, 3000 rows; 6 users" in notes.sentences[0]
         assert notes.sentences[1].endswith("lists follow the ranker.")
+
+    def test_a_further_window_teaches_only_when_all_is_decided(self, config, monkeypatch):
+        earlier, later, further = (
+            rows_of(200, 0, planted=True),
+            rows_of(100, 1, planted=True),
+            rows_of(50, 2, planted=True),
+        )
+        rows = []
+
+        class Noted(Ranker):
+            def fit(self, train, validation, *rest, **named):
+                rows.append((train.height, train["user_row"].n_unique(), validation is None))
+                return super().fit(train, validation, *rest, **named)
+
+        monkeypatch.setattr("recsys.ranker_lesson.Ranker", Noted)
+        without, with_it = Notes(()), Notes(())
+        plain = train_ranker(earlier, later, config, without)
+        taught = train_ranker(earlier, later, config, with_it, further=further)
+        assert rows == [(2000, 200, False), (3000, 300, True), (2000, 200, False), (3500, 350, True)]
+        assert taught.n_trees == plain.n_trees
+        assert with_it.sentences[:2] == without.sentences
+        assert with_it.sentences[2] == "ranker: 50 users of the window halfway between B and C teach it in the end too."
 
     def test_is_left_out_where_the_blend_is_perfect_already(self, config):
         notes = Notes(())
