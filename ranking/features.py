@@ -7,7 +7,7 @@ common with the history `ranking/similarity.py`. Scores of stage 1 and of the in
 already.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ranking.statistics import DAY, ITEM, SLOTS, USER, FeatureConfig, ItemTable, item_statistics, slots_of
+from ranking.statistics import DAY, ITEM, USER, FeatureConfig, ItemTable, item_statistics
 
 __all__ = ["DAY", "Columns", "FeatureConfig", "ItemTable", "build_features", "feature_names", "item_statistics"]
 
@@ -28,18 +28,13 @@ put together than to fill."""
 
 @dataclass(frozen=True, slots=True)
 class _Events:
-    """The history by user, then time: `users`, `items`, `kinds` int64, Unix `seconds` and `age` in days float64."""
+    """The history in order of user, then time: `users`, `items`, `kinds` int64, `days` and `age` in days, float64."""
 
     users: Rows
     items: Rows
     kinds: Rows
-    seconds: Numbers
+    days: Numbers
     age: Numbers
-
-    @property
-    def days(self) -> Numbers:
-        """Days since the epoch."""
-        return self.seconds / DAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +123,7 @@ def build_features(
         for key, codes in table.codes.items():
             columns |= _affinity(events, users, items, codes, key, columns["user_events"])
         columns |= _taste(events, users, items, table)
-        if table.clocks:
-            columns |= _clock(table, items, moment[users]) | _habits(events, users, moment[users])
+        columns |= _clock(table, items, moment[users])
     shown = dict(zip(table.names, table.values[items].T, strict=True))
     return pairs | shown | {name: values.astype(np.float32) for name, values in columns.items()}
 
@@ -158,7 +152,7 @@ def _events(history: pl.DataFrame, moment: Numbers) -> _Events:
         )
     kinds = history["event_row"].to_numpy().astype(np.int64) if "event_row" in history.columns else np.zeros_like(users)
     order = np.lexsort((seconds, users))
-    return _Events(users[order], items[order], kinds[order], seconds[order], age[order])
+    return _Events(users[order], items[order], kinds[order], seconds[order] / DAY, age[order])
 
 
 def _at(values: npt.NDArray[np.floating], places: Rows, missing: float = np.nan) -> Numbers:
@@ -271,16 +265,8 @@ def _percentiles(owners: Rows, paid: Numbers, users: Rows, price: Numbers) -> Nu
 
 def _clock(table: ItemTable, items: Rows, moment: Numbers) -> Columns:
     """How much more often than others the item, and its category, is taken at the hour and weekday of the moment."""
-    now = slots_of(moment)
-    return {f"{name}_lift": lifts[items, now[name.rsplit("_", 1)[1]]] for name, lifts in table.clocks.items()}
-
-
-def _habits(events: _Events, users: Rows, moment: Numbers) -> Columns:
-    """Share of the user's own events at the hour and on the weekday of the moment."""
-    everything = _Groups.of(events.users)
-    total = _at(everything.sizes(), everything.places(users))
-    columns: Columns = {}
-    for unit, now in slots_of(moment).items():
-        groups = _Groups.of(events.users * SLOTS[unit] + slots_of(events.seconds)[unit])
-        columns[f"user_{unit}_share"] = _at(groups.sizes(), groups.places(users * SLOTS[unit] + now), 0.0) / total
-    return columns
+    places: Mapping[str, Rows] = {
+        "hour": (moment % DAY // 3600).astype(np.int64),
+        "weekday": (moment // DAY % 7).astype(np.int64),
+    }
+    return {f"{name}_lift": lifts[items, places[name.rsplit("_", 1)[1]]] for name, lifts in table.clocks.items()}

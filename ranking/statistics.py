@@ -15,7 +15,6 @@ import polars as pl
 DAY = 86_400.0
 USER, ITEM, PRICE = "user_row", "item_row", "item__price"
 CLOCKS = ("item_hour", "item_weekday", "category_hour", "category_weekday")
-SLOTS = {"hour": 24, "weekday": 7}  # how many there are
 CLOCK_PRIOR = 10.0  # events at usual times that every item and category is given, so that few events say little
 
 
@@ -123,13 +122,7 @@ def item_statistics(
         item_popularity_percentile=_percentile("item_count"),
         **{f"item_popularity_percentile_{config.windows_days[0]}d": _percentile(windows[0])},
         **{f"{key}_popularity": pl.col("item_count").sum().over(key) for key in keys},
-        **{f"{key}_days_since_last": pl.col("item_days_since_last").min().over(key) for key in keys},
         **{f"{key}_trend": _group_trend(windows[0], windows[-1], key) for key in keys},
-        **{
-            f"{key}_count_{days}d": pl.col(name).sum().over(key)
-            for key in keys
-            for days, name in zip(config.windows_days, windows, strict=True)
-        },
     ).select(ITEM, *keys, pl.exclude(ITEM, *keys).cast(pl.Float32).fill_nan(None))
     return table.with_columns(_clocks(history, groups)) if clock else table
 
@@ -165,20 +158,15 @@ def _clocks(history: pl.DataFrame, groups: pl.DataFrame) -> list[pl.Series]:
     seconds, items = history["seconds"].to_numpy(), history[ITEM].to_numpy()
     if not len(seconds) or np.ptp(seconds % DAY) == 0.0:
         return []
-    times = slots_of(seconds)
+    times = {"hour": ((seconds % DAY // 3600).astype(np.int64), 24), "weekday": ((seconds // DAY % 7).astype(int), 7)}
     rows = {"item": np.arange(groups.height)}
     if "category" in groups.columns:
         rows["category"] = groups["category"].to_numpy()
     return [
-        pl.Series(f"{name}_{unit}", _lifts(codes[items], slots, int(codes.max(initial=0)) + 1, SLOTS[unit])[codes])
+        pl.Series(f"{name}_{unit}", _lifts(codes[items], slots, int(codes.max(initial=0)) + 1, n)[codes])
         for name, codes in rows.items()
-        for unit, slots in times.items()
+        for unit, (slots, n) in times.items()
     ]
-
-
-def slots_of(seconds: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.int64]]:
-    """Hour of the day and day of the week, from 0, of Unix seconds: int64 (n,) each, by the names of `SLOTS`."""
-    return {"hour": (seconds % DAY // 3600).astype(np.int64), "weekday": (seconds // DAY % 7).astype(np.int64)}
 
 
 def _lifts(

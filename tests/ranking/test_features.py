@@ -82,11 +82,7 @@ select item_row, n as item_count, users as item_users, newest as item_days_since
     (sum(n3) over (partition by category) + 1) / (sum(n10) over (partition by category) + 1) as category_trend,
     (sum(n3) over (partition by text) + 1) / (sum(n10) over (partition by text) + 1) as text_trend,
     n / nullif(sum(n) over (partition by text), 0) as item_share_of_text,
-    sum(n) over (partition by category) as category_popularity, sum(n) over (partition by text) as text_popularity,
-    sum(n3) over (partition by category) as category_count_3d, sum(n10) over (partition by category) as
-        category_count_10d, min(newest) over (partition by category) as category_days_since_last,
-    sum(n3) over (partition by text) as text_count_3d, sum(n10) over (partition by text) as text_count_10d,
-    min(newest) over (partition by text) as text_days_since_last
+    sum(n) over (partition by category) as category_popularity, sum(n) over (partition by text) as text_popularity
 from filled order by item_row
 """
 
@@ -324,17 +320,6 @@ class TestKindsPricesAndTimes:
                     there = (own[unit] == slot).sum()
                     lift = (there + 10 * usual) / (len(own) + 10) / usual if usual and len(own) else None
                     assert row[f"{name}_{unit}_lift"] == (None if lift is None else pytest.approx(lift, rel=1e-5))
-
-    def test_habits_are_shares_of_the_users_own_hours_and_weekdays(self):
-        shares = {"hour": set(), "weekday": set()}
-        for row in self.found.iter_rows(named=True):
-            own = self.history.filter(user_row=row["user_row"])["seconds"].to_list()
-            moment = MOMENT + 0.3 * row["user_row"] * DAY
-            for unit, slot in (("hour", lambda t: t % DAY // 3600), ("weekday", lambda t: t // DAY % 7)):
-                share = sum(slot(time) == slot(moment) for time in own) / len(own) if own else None
-                assert row[f"user_{unit}_share"] == (None if share is None else pytest.approx(share, rel=1e-5))
-                shares[unit].add(share)
-        assert min(len(different) for different in shares.values()) > 2
 
     def test_dates_have_no_hours(self):
         dates = self.history.with_columns(seconds=(pl.col("seconds") // DAY) * DAY)
