@@ -1,7 +1,8 @@
 """Training of stage 2: the interest model on window B, the ranker on both label windows.
 
 Owns who may teach what. The interest model learns from some users of window B, the ranker from the others and from
-everybody in window C, so that no interest score which the ranker reads was given to a choice that it was learnt from.
+everybody in window C, so that no interest score which the ranker reads was given to a choice that it was learnt from;
+the window between the two teaches the ranker only where there is no such score.
 Opening the windows is `recsys/pipeline.py`, teaching the ranker `recsys/ranker_lesson.py`.
 """
 
@@ -120,7 +121,8 @@ def train_second_stage(
     if interest is not None and not earns_its_place(earlier, later, pupils, config, notes):
         interest, pupils = None, NOBODY
         earlier, later = (replace(rows, rows=without_interest(rows.rows)) for rows in (earlier, later))
-    between = between if interest is None else None
+    if interest is not None:
+        between = None
     further = further_rows(between, catalogue, config, hide_seen=hide_seen)
     ranker = train_ranker(without_users(earlier, pupils), later, config, notes, further=further)
     recent = sample_users(later.rows, DRIFT_ROWS, config.seed)
