@@ -3,9 +3,11 @@
     python benchmarks/retrieval.py --data FOLDER                        the bi-encoder, each source, and their union
     python benchmarks/retrieval.py --data FOLDER --cold                 items whose interactions were all hidden
     python benchmarks/retrieval.py --data FOLDER --against-frozen       is fine-tuning the text encoder worth it?
+    python benchmarks/retrieval.py --data FOLDER --cold --against-frozen     the same of hidden items
 
-With `--config FILE` the settings come from TOML. With `--validation` each user's last interaction is put away first and
-the one before it is looked for, which is where choices are made. Prints tables, and writes them as JSON with `--out`.
+With `--tenths N` N random tenths of the items are hidden in turn, a fit each. With `--config FILE` the settings come
+from TOML. With `--validation` each user's last interaction is put away first and the one before it is looked for, which
+is where choices are made. Prints tables, and writes them as JSON with `--out`.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from recsys.text import item_texts
 COLD_SHARE = 0.1
 COLD_SEED = 2014
 DEPTH = 300
+COLD_COLUMNS = ("recall@10", "ndcg@10", "recall@100")
 TEXT_SOURCES = ("lexical", "similar", "lookalike")
 DECAY = 0.8  # of the TF-IDF neighbours' weights, from the newest item of a history on
 
@@ -42,9 +45,11 @@ def main() -> None:
     cut = splits.split(tables.interactions, "leave-last-out", min_items=arguments.min_items, repeats=False)
     if arguments.validation:
         cut = splits.split(cut.train, "leave-last-out", min_items=2, repeats=False)
-    result = (cold_items if arguments.cold else frozen if arguments.against_frozen else warm_items)(
-        cut.train, cut.test, tables.items, config
-    )
+    given = (cut.train, cut.test, tables.items, config)
+    if arguments.cold:
+        result = cold_items(*given, tenths=arguments.tenths, against_frozen=arguments.against_frozen)
+    else:
+        result = frozen(*given) if arguments.against_frozen else warm_items(*given)
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(result, indent=2) + "\n")
 
@@ -56,6 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ignore-columns", default="")
     parser.add_argument("--min-items", type=int, default=5)
     parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--tenths", type=int, default=1)
     parser.add_argument("--against-frozen", action="store_true")
     parser.add_argument("--validation", action="store_true")
     parser.add_argument("--out")
@@ -80,30 +86,60 @@ def sources_of(recommender: Recommender, test: pl.DataFrame, seconds: float) -> 
     return {"rows": rows, "fit_seconds": seconds, "users": len(users), "notes": list(recommender.notes)}
 
 
-def cold_items(train: pl.DataFrame, test: pl.DataFrame, items: pl.DataFrame, config: RecommenderConfig) -> dict:
+def cold_items(
+    train: pl.DataFrame,
+    test: pl.DataFrame,
+    items: pl.DataFrame,
+    config: RecommenderConfig,
+    *,
+    tenths: int,
+    against_frozen: bool,
+) -> dict:
+    """Random tenths of the items lose every interaction in turn; see `cold_tenth`."""
+    seeds = range(COLD_SEED, COLD_SEED + tenths)
+    results = [cold_tenth(train, test, items, config, seed, against_frozen=against_frozen) for seed in seeds]
+    rows = {
+        name: {key: float(np.mean([result["rows"][name][key] for result in results])) for key in row}
+        for name, row in results[0]["rows"].items()
+    }
+    if tenths > 1:
+        print(f"\nmeans of {tenths} tenths")
+        show(rows, COLD_COLUMNS)
+    return {"rows": rows, "tenths": results}
+
+
+def cold_tenth(
+    train: pl.DataFrame,
+    test: pl.DataFrame,
+    items: pl.DataFrame,
+    config: RecommenderConfig,
+    seed: int,
+    *,
+    against_frozen: bool,
+) -> dict:
     """A random tenth of the items lose every interaction; who took one of them last must be given it by its text."""
     ids = items["item_id"].sort()
-    cold = ids.sample(int(COLD_SHARE * len(ids)), seed=COLD_SEED)
+    cold = ids.sample(int(COLD_SHARE * len(ids)), seed=seed)
     train = train.filter(~pl.col("item_id").is_in(cold.implode()))
     truth = test.filter(pl.col("item_id").is_in(cold.implode())).join(train, on="user_id", how="semi")
     truth = truth.select("user_id", "item_id").unique()
     users = truth["user_id"].unique().sort()
     only = {"filter_seen": True, "allow_items": cold}
     near = {"TF-IDF neighbours": tfidf_lists(train, users, items, cold)}
-    tuned = config.contrastive.encoder_steps != 0
-    fits = {", encoder frozen": without_tuning(config)} | ({"": config} if tuned else {})
+    fits = ({", encoder frozen": without_tuning(config)} if against_frozen else {}) | {"": config}
     for name, chosen in fits.items():
         recommender, seconds = fitted(train, items, chosen)
         print(f"fit{name}: {seconds:.0f} s", flush=True)
         near[f"bi-encoder{name}"] = recommender.retrieve(users, DEPTH, sources=["vector"], **only)
         near[f"union of sources{name}"] = recommender.retrieve(users, DEPTH, **only)
+        near[f"the ranker's lists{name}"] = recommender.recommend(users, DEPTH, **only)
     for source in TEXT_SOURCES:
         near[source] = recommender.retrieve(users, DEPTH, sources=[source], **only)
     rows = {name: measure(found, truth) for name, found in near.items()}
     print(f"\n{len(users)} users, {len(cold)} cold items, ranked among themselves")
-    show(rows, ("recall@10", "ndcg@10", "recall@100"))
-    result = {"rows": rows, "users": len(users), "cold": len(cold)}
-    if tuned:
+    show(rows, COLD_COLUMNS)
+    result = {"rows": rows, "users": len(users), "cold": len(cold), "seed": seed}
+    if against_frozen:
         hits = [metrics.hit_matrix(near[f"bi-encoder{name}"], truth, 10) for name in ("", ", encoder frozen")]
         difference = metrics.paired_bootstrap(*(metrics.ndcg(found, 10) for found in hits), seed=config.seed)
         print("ndcg@10, fine-tuned minus frozen, with interval:", difference)

@@ -21,7 +21,7 @@ QUICK_SYSTEMS = "popular,recent-popular,item-knn,buy-again,two-stage: bi-encoder
 TMDB = "tmdb_vote_average,tmdb_vote_count"  # votes from after the ratings: they would tell what became popular
 STAGE1 = {
     "amazon-beauty": ["--against-frozen"],
-    "amazon-beauty-cold": ["--cold"],
+    "amazon-beauty-cold": ["--cold", "--tenths", "3"],
     "lctt-zh": ["--against-frozen", "--config", "benchmarks/settings/lctt-zh.toml"],
     "movielens-small": ["--against-frozen", "--ignore-columns", TMDB],
 }

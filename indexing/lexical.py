@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfTransformer
 from tqdm import tqdm
 
-from indexing.sparse import keep_largest, replace_rows, rows_of
+from indexing.sparse import keep_largest, replace_rows
 
 # Chinese, Japanese, Thai, Lao, Khmer and Burmese are written without spaces between words, and Korean glues particles
 # to them: one- and two-character grams stand for words there.
@@ -42,7 +42,8 @@ class LexicalConfig:
         n_neighbours: texts kept per text.
         items_per_text: where many items share one text, this many of them stand for it, the most popular first.
         max_share: a token in more than this share of the texts is ignored.
-        n_lookalikes: other texts, at most, whose company says where a text belongs.
+        n_lookalikes: other texts, at most, whose company says where a text belongs; as many again by vectors where
+            nobody took it.
     """
 
     n_neighbours: int = 100
@@ -251,42 +252,3 @@ def lexical_neighbours(
     result = sp.csr_matrix(neighbours @ stand_for)
     result.sort_indices()
     return result
-
-
-def lookalikes(
-    neighbours: sp.csr_matrix,
-    text_rows: npt.NDArray[np.int64],
-    popularity: npt.NDArray[np.float32],
-    config: LexicalConfig,
-) -> sp.csr_matrix:
-    """From texts that are taken to items with other texts like them: who is asked about an item that nobody took yet.
-
-    An item's text listens to the nearest other texts of which something was taken, as much as the squares of their
-    cosines, and to all of them together as much as any other text does.
-
-    Args:
-        neighbours: what `text_neighbours` returned.
-        text_rows: int64 (n_items,), the text of each item.
-        popularity: float32 (n_items,), 0 for an item that nobody took; else as for `lexical_neighbours`.
-        config: how many texts are listened to; items per text.
-
-    Returns:
-        float32 CSR (n_texts, n_items): the items that listen to a text, and how much.
-    """
-    taken = np.bincount(text_rows, weights=popularity, minlength=neighbours.shape[0]) > 0
-    starts = range(0, neighbours.shape[0], ROWS_PER_BLOCK)
-    blocks = [sp.csr_matrix((0, neighbours.shape[1]), dtype=np.float32)]
-    blocks += [_heard(neighbours, start, taken, config.n_lookalikes) for start in starts]
-    nearest = sp.csr_matrix(sp.vstack(blocks, format="csr"))
-    totals = np.maximum(np.asarray(nearest.sum(axis=1)).ravel(), np.finfo(np.float32).tiny)
-    nearest.data /= totals[rows_of(nearest)]
-    return lexical_neighbours(sp.csr_matrix(nearest.T), text_rows, popularity, config)
-
-
-def _heard(neighbours: sp.csr_matrix, start: int, taken: npt.NDArray[np.bool_], k: int) -> sp.csr_matrix:
-    """Squared cosines of some texts, from `start` on, to the `k` nearest other texts of which something was taken."""
-    rows = sp.csr_matrix(neighbours[start : start + ROWS_PER_BLOCK])
-    heard = taken[rows.indices] & (rows.indices != start + rows_of(rows))
-    rows.data = np.where(heard, rows.data**2, np.float32(0.0))
-    rows.eliminate_zeros()
-    return keep_largest(rows, k)

@@ -4,7 +4,7 @@ Owns which sources exist, how deep each is asked and how their lists are blended
 the candidates are ranked by in the end is stage 2's business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +41,8 @@ class RetrieverConfig:
         covisitation: items taken soon after the user's items.
         ease: items that a linear model of who took what expects; only where the catalogue fits (`EaseConfig`).
         lexical: items whose words are like those of the user's newest items.
-        lookalike: items whose words are like those of what is taken soon after the user's newest items; only beside
-            covisitation. It finds new items by the company of those like them.
+        lookalike: items whose words, and new items whose vectors, are like those of what is taken soon after the
+            user's newest items; only beside covisitation. It finds new items by the company of those like them.
         similar: items whose vectors are nearest to those of the user's newest items.
         category: taken of late in the categories of the user's newest items; only where there are categories.
         repeat: the user's own items; only where repeats are common and may be shown.
@@ -50,6 +50,8 @@ class RetrieverConfig:
         recent: most taken, newest interactions.
         trending: most taken, the very newest interactions.
         n_candidates: most candidates per user after merging.
+        lookalike_of_new: how many times its weight in the blend lookalike has for items whose text nobody took: the
+            weight is learnt from items with behaviour, of which it says little that other sources do not.
         history_length: newest events that category and repeat read.
         neighbour_length: newest events that covisitation and EASE read; what they cost grows with it.
         lexical_length: newest events that lexical and lookalike read.
@@ -72,6 +74,7 @@ class RetrieverConfig:
     recent: int = 50
     trending: int = 50
     n_candidates: int = 300
+    lookalike_of_new: float = 3.0
     history_length: int = 500
     neighbour_length: int = 100
     lexical_length: int = 10
@@ -92,8 +95,10 @@ class RetrieverConfig:
             raise ValueError(f"retriever: n_candidates and lengths must be at least 1, got {self}")
         if not all(0.0 < share <= 1.0 for share in (self.recent_share, self.trending_share)):
             raise ValueError(f"retriever: recent_share and trending_share must lie in (0, 1], got {self}")
-        if min(self.history_power, self.lasting_power) < 0.0:
-            raise ValueError(f"retriever: history_power and lasting_power must be 0 or more, got {self}")
+        if min(self.history_power, self.lasting_power, self.lookalike_of_new) < 0.0:
+            raise ValueError(
+                f"retriever: history_power, lasting_power and lookalike_of_new must be 0 or more, got {self}"
+            )
 
 
 SOURCES = (
@@ -153,6 +158,7 @@ class Retriever:
         *,
         n_candidates: int,
         weights: Mapping[str, float] | None = None,
+        item_weights: Mapping[str, Scores] | None = None,
     ) -> None:
         """Take the sources as they are.
 
@@ -160,6 +166,7 @@ class Retriever:
             sources: name -> (source, how many items it may propose per user).
             n_candidates: most candidates per user after merging.
             weights: worth of each source's ranks in the blend; 1 where not named.
+            item_weights: how many times that some items are worth, float32 (n_items,) a source; 1 where not named.
 
         Raises:
             ValueError: there is no source.
@@ -172,10 +179,16 @@ class Retriever:
         self.sources = dict(sources)
         self.n_candidates = n_candidates
         self.weights = dict(weights or {})
+        self.item_weights = dict(item_weights or {})
 
     def weighted(self, weights: Mapping[str, float]) -> "Retriever":
         """The same sources with other worths in the blend."""
-        return Retriever(self.sources, n_candidates=self.n_candidates, weights=weights)
+        return Retriever(self.sources, n_candidates=self.n_candidates, weights=weights, item_weights=self.item_weights)
+
+    def only(self, names: Collection[str]) -> "Retriever":
+        """Some of the sources, in their order."""
+        chosen = {name: source for name, source in self.sources.items() if name in names}
+        return Retriever(chosen, n_candidates=self.n_candidates, weights=self.weights, item_weights=self.item_weights)
 
     def retrieve(
         self,
@@ -212,7 +225,7 @@ class Retriever:
     def _retrieve_block(self, block: Block, most: int, factor: int, *, first_user: int) -> Candidates:
         opened = [source.open(block, n * factor) for source, n in self.sources.values()]
         users, items, ranks = _union(opened, block)
-        blend = self._blend(ranks)
+        blend = self._blend(items, ranks)
         order = np.lexsort((-blend, users))  # stable, so equal ones stay in order of their items
         order = order[place_in_runs(users[order]) < most]
         kept = np.sort(order)  # sources find pairs fastest in ascending order
@@ -223,10 +236,14 @@ class Retriever:
         users = users[order] + first_user
         return Candidates(users, items[order], tuple(self.sources), scores, ranks[order], blend[order])
 
-    def _blend(self, ranks: Scores) -> Scores:
+    def _blend(self, items: Rows, ranks: Scores) -> Scores:
         """Weighted reciprocal rank fusion (Source: Cormack, Clarke and Buettcher 2009), float32 (n,)."""
         weights = np.array([self.weights.get(name, 1.0) for name in self.sources], dtype=np.float32)
-        return np.asarray(np.nan_to_num(weights / (RANK_OFFSET + ranks)).sum(axis=1), dtype=np.float32)
+        worth = np.nan_to_num(weights / (RANK_OFFSET + ranks))
+        for column, name in enumerate(self.sources):
+            if name in self.item_weights:
+                worth[:, column] *= self.item_weights[name][items]
+        return np.asarray(worth.sum(axis=1), dtype=np.float32)
 
 
 def _union(opened: list[Opened], block: Block) -> tuple[Rows, Rows, Scores]:
@@ -250,6 +267,7 @@ def build_retriever(
     neighbours: Mapping[str, Source],
     rows: npt.NDArray[np.int32],
     weights: Mapping[str, float] | None = None,
+    item_weights: Mapping[str, Scores] | None = None,
 ) -> Retriever:
     """Put the sources of one moment together, leaving out those that are switched off.
 
@@ -262,7 +280,7 @@ def build_retriever(
         neighbours: sources "covisitation", "ease", "lexical", "lookalike", "category", "repeat"; those not given are
             off.
         rows: item rows of all interactions so far, oldest first.
-        weights: see `Retriever`.
+        weights, item_weights: see `Retriever`.
     """
     n_items = len(item_vectors)
     nearest = NeighbourCache(item_vectors, index, config.similar + 1)  # an item is its own nearest
@@ -276,7 +294,7 @@ def build_retriever(
     }
     depths = {name: getattr(config, name) for name in SOURCES if name in sources}
     used = {name: (sources[name], n) for name, n in depths.items() if n > 0}
-    return Retriever(used, n_candidates=config.n_candidates, weights=weights)
+    return Retriever(used, n_candidates=config.n_candidates, weights=weights, item_weights=item_weights)
 
 
 def recent_counts(rows: npt.NDArray[np.int32], n_items: int, share: float) -> Scores:

@@ -114,8 +114,7 @@ def asked_alone(retriever: Retriever, sources: Iterable[str]) -> Retriever:
     unknown = [name for name in names if name not in retriever.sources]
     if unknown or not names:
         raise InvalidConfig(f"sources={names!r}: known are {list(retriever.sources)}")
-    chosen = {name: source for name, source in retriever.sources.items() if name in names}
-    return Retriever(chosen, n_candidates=retriever.n_candidates, weights=retriever.weights)
+    return retriever.only(names)
 
 
 def hide_seen(filter_seen: FilterSeen, *, auto: bool) -> bool:

@@ -17,7 +17,8 @@ import scipy.sparse as sp
 
 from indexing.ease import ease
 from indexing.history import Histories
-from indexing.lexical import lexical_neighbours, lookalikes
+from indexing.lexical import lexical_neighbours
+from indexing.lookalikes import lookalikes, near_taken, untaken_texts
 from indexing.retriever import Retriever, build_retriever, recent_counts
 from indexing.sources import LookalikeSource, NeighbourSource, Source
 from indexing.trending import group_neighbours
@@ -184,7 +185,7 @@ class Snapshot:
         return build_retriever(
             self.config.retriever, encoder=towers.history_encoder, item_vectors=towers.item_vectors,
             index=towers.index, searchable=towers.searchable, neighbours=self._neighbour_sources(),
-            rows=self.events["item_row"].to_numpy(), weights=self.weights,
+            rows=self.events["item_row"].to_numpy(), weights=self.weights, item_weights={"lookalike": self._of_new()},
         )  # fmt: skip
 
     @cached_property
@@ -228,8 +229,7 @@ class Snapshot:
     def _neighbour_sources(self) -> dict[str, Source]:
         """From behaviour, words, categories where there are several and, where repeats are common, the user's own."""
         catalogue, depth, rows = self.catalogue, self.config.retriever, self.events["item_row"].to_numpy()
-        n_items = len(catalogue)
-        popularity = np.bincount(rows, minlength=n_items).astype(np.float32)
+        n_items, popularity = len(catalogue), self._popularity()
         words = lexical_neighbours(self.towers.text_neighbours, catalogue.text_rows, popularity, self.config.lexical)
         groups = catalogue.groups["category"].to_numpy().astype(np.int64)
         identity, power, lasting = np.arange(n_items), depth.history_power, depth.lasting_power
@@ -241,8 +241,7 @@ class Snapshot:
         sources["lexical"] = NeighbourSource(words, catalogue.text_rows, depth.lexical_length, power)
         if depth.lookalike and "covisitation" in self.behaviour:
             company = NeighbourSource(self.behaviour["covisitation"], identity, depth.lexical_length, power)
-            alike = lookalikes(self.towers.text_neighbours, catalogue.text_rows, popularity, self.config.lexical)
-            sources["lookalike"] = LookalikeSource(company, catalogue.text_rows, alike)
+            sources["lookalike"] = LookalikeSource(company, catalogue.text_rows, self._lookalikes(popularity))
         if depth.category and len(np.unique(groups)) > 1:
             recent = recent_counts(rows, n_items, depth.recent_share)
             trending = group_neighbours(groups, recent, per_group=depth.category)
@@ -251,6 +250,25 @@ class Snapshot:
             itself = sp.eye_array(n_items, dtype=np.float32, format="csr")
             sources["repeat"] = NeighbourSource(itself, identity, depth.history_length, power)
         return sources
+
+    def _popularity(self) -> npt.NDArray[np.float32]:
+        """How often each item was taken, (n_items,)."""
+        return np.bincount(self.events["item_row"].to_numpy(), minlength=len(self.catalogue)).astype(np.float32)
+
+    def _lookalikes(self, popularity: npt.NDArray[np.float32]) -> sp.csr_matrix:
+        """Which items listen to which texts, by words and, where nobody took them, by item vectors."""
+        towers, text_rows, settings = self.towers, self.catalogue.text_rows, self.config.lexical
+        near = near_taken(
+            towers.index, towers.item_vectors, towers.searchable, text_rows, popularity,
+            len(self.catalogue.texts), settings.n_lookalikes,
+        )  # fmt: skip
+        return lookalikes(towers.text_neighbours, near, text_rows, popularity, settings)
+
+    def _of_new(self) -> npt.NDArray[np.float32]:
+        """How many times its weight `lookalike` has for each item, (n_items,)."""
+        text_rows = self.catalogue.text_rows
+        new = untaken_texts(text_rows, self._popularity(), len(self.catalogue.texts))[text_rows]
+        return np.where(new, np.float32(self.config.retriever.lookalike_of_new), np.float32(1.0))
 
 
 def take_snapshot(

@@ -14,7 +14,6 @@ from indexing.lexical import (
     LexicalConfig,
     count_tokens,
     lexical_neighbours,
-    lookalikes,
     renewed_neighbours,
     text_neighbours,
     tokenize,
@@ -163,55 +162,6 @@ class TestLexicalNeighbours:
     def test_leave_out_texts_that_no_item_has(self):
         found = lexical_neighbours(self.neighbours, np.array([1, 1]), np.zeros(2, dtype=np.float32), LexicalConfig())
         np.testing.assert_array_equal(found.toarray(), [[0.5, 0.5], [1, 1]])
-
-
-class TestLookalikes:
-    texts = ("red shoe", "red running shoe", "blue running shoe", "iron pan", "red pan", "")
-    text_rows = np.array([0, 1, 2, 3, 4, 5, 0])
-    popularity = np.array([0, 3, 1, 2, 0, 9, 0], dtype=np.float32)  # nobody took the items of texts 0 and 4
-
-    def by_hand(self, cosines: np.ndarray, n_lookalikes: int) -> np.ndarray:
-        """Item by item: the nearest other texts that somebody took, by squares that add up to 1."""
-        taken = [float(self.popularity[self.text_rows == text].sum()) for text in range(len(self.texts))]
-        expected = np.zeros((len(self.texts), len(self.text_rows)), dtype=np.float32)
-        for item, text in enumerate(self.text_rows):
-            others = [j for j in range(len(self.texts)) if j != text and taken[j] and cosines[text, j] > 0]
-            nearest = sorted(others, key=lambda j, own=text: (-cosines[own, j], j))[:n_lookalikes]
-            total = sum(cosines[text, j] ** 2 for j in nearest)
-            for j in nearest:
-                expected[j, item] = cosines[text, j] ** 2 / total
-        return expected
-
-    @pytest.mark.parametrize("n_lookalikes", [1, 2, 30])
-    def test_equal_a_loop(self, n_lookalikes):
-        config = LexicalConfig(n_lookalikes=n_lookalikes)
-        neighbours = text_neighbours(self.texts, config)
-        found = lookalikes(neighbours, self.text_rows, self.popularity, config)
-        np.testing.assert_allclose(found.toarray(), self.by_hand(neighbours.toarray(), n_lookalikes), atol=1e-6)
-        assert found.dtype == np.float32
-
-    def test_a_text_never_listens_to_itself_nor_to_one_that_nobody_took(self):
-        found = lookalikes(
-            text_neighbours(self.texts, LexicalConfig()), self.text_rows, self.popularity, LexicalConfig()
-        )
-        assert found[[0, 4, 5]].nnz == 0
-        assert not found.toarray()[self.text_rows, np.arange(len(self.text_rows))].any()
-
-    def test_are_none_without_words_or_without_anything_taken(self):
-        config, nothing = LexicalConfig(), np.zeros(2, dtype=np.float32)
-        assert lookalikes(text_neighbours(["", "🎧"], config), np.array([0, 1]), nothing + 1, config).nnz == 0
-        assert lookalikes(text_neighbours(["red", "red hat"], config), np.array([0, 1]), nothing, config).nnz == 0
-
-
-def test_looking_for_lookalikes_leaves_the_neighbours_as_they_are(monkeypatch):
-    config, texts = LexicalConfig(n_neighbours=10, n_lookalikes=3), shelf(50)
-    neighbours, taken = text_neighbours(texts, config), np.arange(50, dtype=np.float32) % 3
-    before = neighbours.copy()
-    found = lookalikes(neighbours, np.arange(50), taken, config)
-    assert (neighbours != before).nnz == 0
-    assert neighbours.nnz == before.nnz
-    monkeypatch.setattr(module, "ROWS_PER_BLOCK", 7)
-    assert (lookalikes(neighbours, np.arange(50), taken, config) != found).nnz == 0
 
 
 @pytest.mark.parametrize("wrong", [{"n_neighbours": 0}, {"items_per_text": 0}, {"n_lookalikes": 0}])

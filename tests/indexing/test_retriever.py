@@ -191,6 +191,22 @@ class TestCandidates:
         ]
         np.testing.assert_allclose(found.blend, expected, rtol=1e-5)
 
+    def test_some_items_count_more_in_one_source_whatever_is_asked_later(self):
+        plain, times = make_retriever(), np.where(np.arange(N_ITEMS) % 3 == 0, np.float32(4.0), np.float32(1.0))
+        boosted = Retriever(plain.sources, n_candidates=N_ITEMS, item_weights={"lexical": times})
+        for asked in (boosted, boosted.weighted({"lexical": 0.5}), boosted.only(["popular", "lexical"])):
+            found = retrieve(ASKED, retriever=asked)
+            expected = [
+                sum(
+                    asked.weights.get(name, 1.0) * (times[item] if name == "lexical" else 1.0) / (20 + rank)
+                    for name, rank in zip(found.sources, ranks, strict=True)
+                    if rank == rank
+                )
+                for item, ranks in zip(found.items, found.ranks.tolist(), strict=True)
+            ]
+            np.testing.assert_allclose(found.blend, expected, rtol=1e-5)
+        assert found.sources == ("lexical", "popular")
+
     def test_come_by_user_then_blend_then_item(self, found):
         keys = list(zip(found.users.tolist(), (-found.blend).tolist(), found.items.tolist(), strict=True))
         assert keys == sorted(keys)
@@ -421,9 +437,9 @@ class TestConfig:
         with pytest.raises(ValueError, match=r"recent_share and trending_share must lie in \(0, 1\]"):
             RetrieverConfig(**wrong)
 
-    @pytest.mark.parametrize("name", ["history_power", "lasting_power"])
-    def test_refuses_powers_that_favour_the_oldest(self, name):
-        with pytest.raises(ValueError, match="history_power and lasting_power must be 0 or more"):
+    @pytest.mark.parametrize("name", ["history_power", "lasting_power", "lookalike_of_new"])
+    def test_refuses_what_is_below_zero(self, name):
+        with pytest.raises(ValueError, match="history_power, lasting_power and lookalike_of_new must be 0 or more"):
             RetrieverConfig(**{name: -1.0})
 
     def test_a_depth_of_zero_switches_a_source_off(self):
