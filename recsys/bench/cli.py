@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 SPLITS = ("time", "rolling", "leave-last-out", "random")
 SYSTEMS = """\
 systems:
-  popular, recent-popular, item-knn, buy-again, ease, tfidf, ials   baselines (ials needs the extra of that name)
+  popular, recent-popular, item-knn, buy-again, ease, tfidf, item-knn+tfidf, ials
+                                    baselines (ials needs the extra of that name)
   two-stage                         both stages
   two-stage: retrieval              stage 1 alone, all sources
   two-stage: bi-encoder             stage 1 alone, one search of the index

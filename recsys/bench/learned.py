@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from scipy import linalg, sparse
 
-from recsys.baselines import Baseline, FloatArray, Log, RowArray, below_zero, positive
+from recsys.baselines import Baseline, FloatArray, Log, RowArray, below_zero, cosine_neighbours, positive
 from recsys.errors import InvalidConfig
 from recsys.text import item_texts
 
@@ -83,6 +83,32 @@ class TfIdf(Baseline):
         norms = np.sqrt(np.asarray(profiles.multiply(profiles).sum(axis=1)).ravel())
         scale = sparse.diags_array(1 / np.maximum(norms, 1e-12))
         return (scale @ profiles @ self._vectors.T).tocsr()
+
+
+class KnnAndTfIdf(TfIdf):
+    """Score: those of item-kNN and of TF-IDF, each as a share of the user's best, added up; no neural network needed.
+
+    Items that neither knows follow by popularity.
+
+    Args:
+        n_neighbours: as for `ItemKNN`.
+    """
+
+    def __init__(self, n_neighbours: int = 200) -> None:
+        self._n_neighbours = n_neighbours
+
+    def _learn(self, log: Log, popularity: FloatArray) -> FloatArray:
+        self._neighbours = cosine_neighbours(self._seen, log.available, self._n_neighbours)
+        return super()._learn(log, popularity)
+
+    def _own(self, rows: RowArray) -> Any:
+        return _shares_of_best(self._seen[rows] @ self._neighbours) + _shares_of_best(super()._own(rows))
+
+
+def _shares_of_best(scores: Any) -> Any:
+    """Each row divided by its largest entry."""
+    best = np.maximum(scores.max(axis=1).toarray().ravel(), 1e-12)
+    return sparse.diags_array(1 / best) @ scores
 
 
 class Ials(Baseline):

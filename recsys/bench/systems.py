@@ -32,6 +32,7 @@ BASELINES: dict[str, Callable[[], Any]] = {
     BUY_AGAIN: baselines.BuyAgain,
     "ease": learned.Ease,
     "tfidf": learned.TfIdf,
+    "item-knn+tfidf": learned.KnnAndTfIdf,
     "ials": learned.Ials,
 }
 DEFAULT = ("popular", "recent-popular", "item-knn", BUY_AGAIN, BI_ENCODER, RETRIEVAL, TWO_STAGE)

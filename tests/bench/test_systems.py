@@ -10,8 +10,9 @@ import pytest
 from indexing.contrastive import ContrastiveConfig
 from indexing.encoder import EncoderConfig
 from ranking.interest import InterestConfig
+from recsys.baselines import ItemKNN
 from recsys.bench import prepare, run_bench
-from recsys.bench.learned import CatalogueTooLarge, Ease, Ials, TfIdf
+from recsys.bench.learned import CatalogueTooLarge, Ease, Ials, KnnAndTfIdf, TfIdf
 from recsys.bench.names import NO_INTEREST, NO_TEXT, SOURCES, TWO_STAGE
 from recsys.bench.systems import (
     DEFAULT,
@@ -312,6 +313,21 @@ def test_tfidf_finds_what_reads_alike():
     lists = found.recommend(pl.Series("user_id", ["u", "v", "new"]), 2, filter_seen=True)
     assert lists.filter(rank=1)["item_id"].to_list()[:2] == ["b", "d"]
     assert 0 < lists["score"][0] < 1
+
+
+def test_item_knn_and_tfidf_add_up_in_shares_of_the_best():
+    log, items = log_of(u="a", v="ac", w="ac", x="ad"), items_of(**TITLES)
+    user = pl.Series("user_id", ["u"])
+    scores: dict[str, float] = dict.fromkeys("bcd", 0.0)
+    for single in (ItemKNN(), TfIdf()):
+        alone = single.fit(log, items, as_of=AS_OF).recommend(user, 5, filter_seen=False).filter(pl.col("score") > 0)
+        for item, score in alone.select("item_id", "score").iter_rows():
+            if item in scores:
+                scores[item] += score / alone["score"].max()
+    found = KnnAndTfIdf().fit(log, items, as_of=AS_OF).recommend(user, 4, filter_seen=True)
+    assert dict(found.select("item_id", "score").head(3).iter_rows()) == pytest.approx(scores)
+    assert min(scores.values()) > 0
+    assert found["item_id"][3] == "e"
 
 
 def test_ials_finds_what_is_taken_together():

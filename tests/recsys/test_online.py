@@ -63,6 +63,26 @@ def test_new_items_are_found_at_once_and_survive_a_save(served: Recommender, dat
     assert_frame_equal(loaded.recommend(users, 10), served.recommend(users, 10), abs_tol=1e-5)
 
 
+def test_what_nobody_took_is_found_by_the_company_of_items_near_it_until_somebody_does(
+    served: Recommender, data: Synthetic
+) -> None:
+    strange = data.items[:1].with_columns(item_id=pl.lit("strange"), title=pl.lit("wholly other words"))
+    strange = strange.with_columns(description=pl.lit(""), categories=pl.lit([], dtype=pl.List(pl.String)))
+    served.upsert_items(strange)
+    row = served.items.to_list().index("strange")
+    snapshot = served._state.snapshot
+    times = snapshot.retriever.item_weights["lookalike"]
+    taken = snapshot.events["item_row"].unique().to_numpy()
+    assert (times[row], set(times[taken])) == (served.config.retriever.lookalike_of_new, {1.0})
+    users = data.users["user_id"].head(20)
+    assert served._state.towers.text_neighbours[served._state.catalogue.text_rows[row]].nnz <= 1  # itself at most
+    found = served.retrieve(users, 10, allow_items=["strange"], sources=["lookalike"])
+    assert found.height > 0
+    event = data.interactions.tail(1).with_columns(item_id=pl.lit("strange"))
+    served.update_interactions(event)
+    assert served._state.snapshot.retriever.item_weights["lookalike"][row] == 1.0
+
+
 def test_a_changed_item_lies_elsewhere_and_nothing_else_moves(served: Recommender, data: Synthetic) -> None:
     before = served._state.towers.item_vectors.copy()
     served.upsert_items(data.items[:1].with_columns(title=pl.lit("wholly other words")))
