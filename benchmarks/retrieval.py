@@ -15,6 +15,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -32,7 +33,7 @@ COLD_SEED = 2014
 DEPTH = 300
 COLD_COLUMNS = ("recall@10", "ndcg@10", "recall@100")
 TEXT_SOURCES = ("lexical", "similar", "lookalike")
-DECAY = 0.8  # of the TF-IDF neighbours' weights, from the newest item of a history on
+DECAY = 0.8  # of the weights in lists by cosines, from the newest item of a history on
 
 
 def main() -> None:
@@ -118,14 +119,11 @@ def cold_tenth(
     against_frozen: bool,
 ) -> dict:
     """A random tenth of the items lose every interaction; who took one of them last must be given it by its text."""
-    ids = items["item_id"].sort()
-    cold = ids.sample(int(COLD_SHARE * len(ids)), seed=seed)
-    train = train.filter(~pl.col("item_id").is_in(cold.implode()))
-    truth = test.filter(pl.col("item_id").is_in(cold.implode())).join(train, on="user_id", how="semi")
-    truth = truth.select("user_id", "item_id").unique()
+    train, truth, cold = without_a_tenth(train, test, items, seed)
     users = truth["user_id"].unique().sort()
     only = {"filter_seen": True, "allow_items": cold}
-    near = {"TF-IDF neighbours": tfidf_lists(train, users, items, cold)}
+    words = TfidfVectorizer(analyzer=tokenize, sublinear_tf=True).fit_transform(item_texts(items))
+    near = {"TF-IDF neighbours": lists_by_cosines(words, train, users, items, cold)}
     fits = ({", encoder frozen": without_tuning(config)} if against_frozen else {}) | {"": config}
     for name, chosen in fits.items():
         recommender, seconds = fitted(train, items, chosen)
@@ -145,6 +143,17 @@ def cold_tenth(
         print("ndcg@10, fine-tuned minus frozen, with interval:", difference)
         result["tuned_minus_frozen"] = difference
     return result
+
+
+def without_a_tenth(
+    train: pl.DataFrame, test: pl.DataFrame, items: pl.DataFrame, seed: int
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.Series]:
+    """Interactions without a random tenth of the items, who took one of these last, and the ids of the tenth."""
+    ids = items["item_id"].sort()
+    cold = ids.sample(int(COLD_SHARE * len(ids)), seed=seed)
+    train = train.filter(~pl.col("item_id").is_in(cold.implode()))
+    truth = test.filter(pl.col("item_id").is_in(cold.implode())).join(train, on="user_id", how="semi")
+    return train, truth.select("user_id", "item_id").unique(), cold
 
 
 def without_tuning(config: RecommenderConfig) -> RecommenderConfig:
@@ -176,10 +185,11 @@ def fitted(train: pl.DataFrame, items: pl.DataFrame, config: RecommenderConfig) 
     return recommender, time.perf_counter() - start
 
 
-def tfidf_lists(train: pl.DataFrame, users: pl.Series, items: pl.DataFrame, cold: pl.Series) -> pl.DataFrame:
-    """Cold items by TF-IDF cosine to each item of the history, the newest weighing most."""
+def lists_by_cosines(
+    vectors: Any, train: pl.DataFrame, users: pl.Series, items: pl.DataFrame, cold: pl.Series
+) -> pl.DataFrame:
+    """Cold items by cosine of their unit vectors to each item of the history, the newest weighing most."""
     rows = {item: row for row, item in enumerate(items["item_id"])}
-    vectors = TfidfVectorizer(analyzer=tokenize, sublinear_tf=True).fit_transform(item_texts(items))
     choices = vectors[[rows[item] for item in cold]]
     lists = []
     histories = train.sort("timestamp", maintain_order=True).group_by("user_id").agg("item_id")

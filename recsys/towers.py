@@ -201,18 +201,9 @@ def learn_towers(
     Raises:
         InvalidConfig: the training cannot work as configured, or needs what is not installed.
     """
-    from indexing.text_lesson import tune_encoder  # it takes seconds to import Lightning, which serving never needs
-
     histories = histories_of(events)
     behaviour = covisitation_of(events, catalogue, config) if covisited is None else covisited
-    text_steps = 0
-    if tune:
-        with _as_settings():
-            text_steps = tune_encoder(
-                encoder, catalogue.texts, _between_texts(behaviour, catalogue), config.contrastive,
-                tuning=config.tuning, training=config.training, device=device, seed=config.seed,
-                max_seconds=budget(config, TEXT_SHARE), progress=config.progress,
-            )  # fmt: skip
+    text_steps = tune_encoder(encoder, behaviour, catalogue, config, device) if tune else 0
     text_vectors = encoder.encode(catalogue.texts, progress=config.progress)
     words = Words.fit(catalogue.texts, max_words=config.item_tower.max_words)
     towers = _train(histories, behaviour, encoder, words, event_kinds, text_vectors, catalogue, config, device)
@@ -221,6 +212,20 @@ def learn_towers(
         f"{index_summary(towers.index)}."
     )
     return towers
+
+
+def tune_encoder(
+    encoder: BiEncoder, covisited: sp.csr_matrix, catalogue: Catalogue, config: RecommenderConfig, device: str
+) -> int:
+    """Fine-tune the text encoder in place on what is taken together; the steps taken. Raises as `learn_towers` does."""
+    from indexing import text_lesson  # it takes seconds to import Lightning, which serving never needs
+
+    with _as_settings():
+        return text_lesson.tune_encoder(
+            encoder, catalogue.texts, _between_texts(covisited, catalogue), config.contrastive, tuning=config.tuning,
+            training=config.training, device=device, seed=config.seed, max_seconds=budget(config, TEXT_SHARE),
+            progress=config.progress,
+        )  # fmt: skip
 
 
 def renew_towers(
