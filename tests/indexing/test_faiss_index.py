@@ -87,9 +87,12 @@ def test_a_wide_mask_on_flat_equals_exact(vectors: FloatArray, share: float) -> 
     """Half of the queries find their own cluster allowed, the other half find it forbidden."""
     allowed = np.arange(len(vectors)) < share * len(vectors)
     rows, scores = FaissIndex.flat(vectors, device="cpu").search(vectors[::7], 40, allowed=allowed)
-    exact_rows, exact_scores = ExactIndex(vectors, device="cpu").search(vectors[::7], 40, allowed=allowed)
-    np.testing.assert_array_equal(rows, exact_rows)
+    _, exact_scores = ExactIndex(vectors, device="cpu").search(vectors[::7], 40, allowed=allowed)
     np.testing.assert_allclose(scores, exact_scores, atol=1e-5)
+    # Two libraries may order rows differently whose scores differ in their last bits alone.
+    np.testing.assert_allclose(np.take_along_axis(vectors[::7] @ vectors.T, rows, axis=1), scores, atol=1e-5)
+    assert allowed[rows].all()
+    assert all(len(set(found)) == 40 for found in rows.tolist())
 
 
 def test_deep_ties_are_searched_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
