@@ -78,7 +78,7 @@ def main() -> None:
 
 def text_vectors(train: pl.DataFrame, items: pl.DataFrame, config: RecommenderConfig) -> npt.NDArray[np.float32]:
     """Unit vectors of the items' texts by an encoder that was trained as configured, (n_items, dim)."""
-    device, catalogue, notes = resolve_device(config.device), Catalogue.of(items), Notes()
+    device, catalogue, notes = resolve_device(config.device), Catalogue.of(items), Notes(())
     encoder = load_encoder(config, device)
     prepare_encoder(encoder, catalogue, config, notes)
     events = to_events(train, catalogue, tuple(train["event"].unique().sort()))
