@@ -66,7 +66,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--against-frozen", action="store_true")
     parser.add_argument("--validation", action="store_true")
     parser.add_argument("--out")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.tenths < 1 or (arguments.tenths > 1 and not arguments.cold):
+        parser.error("--tenths must be at least 1, and is of --cold alone")
+    return arguments
 
 
 def warm_items(train: pl.DataFrame, test: pl.DataFrame, items: pl.DataFrame, config: RecommenderConfig) -> dict:

@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument("--min-items", type=int, default=5)
     parser.add_argument("--out")
     arguments = parser.parse_args()
+    ways = arguments.ways.split(",")
+    if unknown := sorted(set(ways) - set(WAYS)):
+        parser.error(f"--ways: {', '.join(unknown)} unknown; known are {', '.join(WAYS)}")
     dataset = load_dataset(arguments.data)
     tables = validate(dataset.interactions, dataset.items)
     last = splits.split(tables.interactions, "leave-last-out", min_items=arguments.min_items, repeats=False)
@@ -61,7 +64,7 @@ def main() -> None:
         flush=True,
     )
     ndcg, rows = {}, {}
-    for way in dict.fromkeys([REFERENCE, *arguments.ways.split(",")]):
+    for way in dict.fromkeys([REFERENCE, *ways]):
         start = time.perf_counter()
         vectors = text_vectors(train, tables.items, WAYS[way])
         seconds = time.perf_counter() - start
@@ -80,7 +83,8 @@ def text_vectors(train: pl.DataFrame, items: pl.DataFrame, config: RecommenderCo
     """Unit vectors of the items' texts by an encoder that was trained as configured, (n_items, dim)."""
     device, catalogue, notes = resolve_device(config.device), Catalogue.of(items), Notes(())
     encoder = load_encoder(config, device)
-    prepare_encoder(encoder, catalogue, config, notes)
+    if not prepare_encoder(encoder, catalogue, config, notes):
+        raise SystemExit(notes.sentences[-1])
     events = to_events(train, catalogue, tuple(train["event"].unique().sort()))
     tune_encoder(encoder, covisitation_of(events, catalogue, config), catalogue, config, device)
     return encoder.encode(catalogue.texts, progress=config.progress)[catalogue.text_rows]

@@ -11,7 +11,7 @@ from indexing.index import FloatArray, Mask, VectorIndex
 from indexing.lexical import ROWS_PER_BLOCK, LexicalConfig, lexical_neighbours
 from indexing.sparse import keep_largest, rows_of
 
-MOST_SEARCHED = 50_000  # new texts looked for by vector, the last of the catalogue: bounds the time of a search each
+MOST_SEARCHED = 10_000  # new texts looked for by vector, the last of the catalogue: bounds the time of a search each
 
 
 def untaken_texts(text_rows: npt.NDArray[np.int64], popularity: npt.NDArray[np.float32], n_texts: int) -> Mask:
@@ -65,7 +65,7 @@ def near_taken(
     Args:
         index: over the item vectors.
         vectors: float32 (n_items, dim), unit length.
-        searchable: bool (n_items,), items whose vectors mean something.
+        searchable: bool (n_items,), items with a text, whose vectors mean something.
         text_rows: int64 (n_items,), the text of each item.
         popularity: float32 (n_items,), 0 for an item that nobody took.
         n_texts: number of texts.
@@ -76,7 +76,7 @@ def near_taken(
     """
     untaken, first = untaken_texts(text_rows, popularity, n_texts), np.full(n_texts, -1, dtype=np.int64)
     first[text_rows[::-1]] = np.arange(len(text_rows))[::-1]  # one item stands for its text
-    asked = first[untaken & (first >= 0)]
+    asked = np.sort(first[untaken & (first >= 0)])
     asked = asked[searchable[asked]][-MOST_SEARCHED:]
     allowed = searchable & (popularity > 0.0)
     if not (len(asked) and allowed.any()):

@@ -187,7 +187,7 @@ class LookalikeSource:
     Attributes:
         company: what is taken soon after what.
         text_rows: int64 (n_items,), the text of each item.
-        alike: float32 CSR (n_texts, n_items), what `indexing.lexical.lookalikes` returned.
+        alike: float32 CSR (n_texts, n_items), what `indexing.lookalikes.lookalikes` returned.
     """
 
     company: NeighbourSource

@@ -259,7 +259,7 @@ class Snapshot:
         """Which items listen to which texts, by words and, where nobody took them, by item vectors."""
         towers, text_rows, settings = self.towers, self.catalogue.text_rows, self.config.lexical
         near = near_taken(
-            towers.index, towers.item_vectors, towers.searchable, text_rows, popularity,
+            towers.index, towers.item_vectors, towers.searchable & self.catalogue.has_text, text_rows, popularity,
             len(self.catalogue.texts), settings.n_lookalikes,
         )  # fmt: skip
         return lookalikes(towers.text_neighbours, near, text_rows, popularity, settings)

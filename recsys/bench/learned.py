@@ -92,9 +92,14 @@ class KnnAndTfIdf(TfIdf):
 
     Args:
         n_neighbours: as for `ItemKNN`.
+
+    Raises:
+        InvalidConfig: `n_neighbours` is below 1.
     """
 
     def __init__(self, n_neighbours: int = 200) -> None:
+        if n_neighbours < 1:
+            raise InvalidConfig(f"n_neighbours is {n_neighbours}; it must be at least 1")
         self._n_neighbours = n_neighbours
 
     def _learn(self, log: Log, popularity: FloatArray) -> FloatArray:

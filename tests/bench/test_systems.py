@@ -316,18 +316,21 @@ def test_tfidf_finds_what_reads_alike():
 
 
 def test_item_knn_and_tfidf_add_up_in_shares_of_the_best():
-    log, items = log_of(u="a", v="ac", w="ac", x="ad"), items_of(**TITLES)
+    log, items = log_of(u="ac", v="abc", w="ab", x="cd"), items_of(**TITLES)
     user = pl.Series("user_id", ["u"])
-    scores: dict[str, float] = dict.fromkeys("bcd", 0.0)
+    scores: dict[str, float] = dict.fromkeys("bd", 0.0)
     for single in (ItemKNN(), TfIdf()):
         alone = single.fit(log, items, as_of=AS_OF).recommend(user, 5, filter_seen=False).filter(pl.col("score") > 0)
         for item, score in alone.select("item_id", "score").iter_rows():
             if item in scores:
                 scores[item] += score / alone["score"].max()
-    found = KnnAndTfIdf().fit(log, items, as_of=AS_OF).recommend(user, 4, filter_seen=True)
-    assert dict(found.select("item_id", "score").head(3).iter_rows()) == pytest.approx(scores)
-    assert min(scores.values()) > 0
-    assert found["item_id"][3] == "e"
+        assert alone["score"].max() != pytest.approx(1.0)
+        assert set(scores) < set(alone["item_id"])
+    found = KnnAndTfIdf().fit(log, items, as_of=AS_OF).recommend(user, 3, filter_seen=True)
+    assert dict(found.select("item_id", "score").head(2).iter_rows()) == pytest.approx(scores)
+    assert found["item_id"][2] == "e"
+    with pytest.raises(InvalidConfig, match="n_neighbours is 0; it must be at least 1"):
+        KnnAndTfIdf(0)
 
 
 def test_ials_finds_what_is_taken_together():

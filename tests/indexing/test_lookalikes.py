@@ -119,7 +119,9 @@ class TestNearTaken:
         whole = self.found()
         monkeypatch.setattr(module, "MOST_SEARCHED", 3)
         some = self.found()
-        last = np.flatnonzero(whole.any(axis=1))[-3:]
+        places = {text: self.text_rows.tolist().index(text) for text in np.flatnonzero(whole.any(axis=1)).tolist()}
+        last = sorted(places, key=lambda text: places[text])[-3:]
+        assert last != sorted(places)[-3:]
         np.testing.assert_array_equal(some[last], whole[last])
         assert some.any(axis=1).sum() == 3
 

@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from indexing.lookalikes import near_taken
 from ranking.interest import InterestConfig, InterestModel
-from recsys import Recommender
+from recsys import Recommender, snapshot
 from recsys.config import config_from_dict
 from recsys.errors import InvalidConfig, InvalidData
 from recsys.synthetic import Synthetic, generate
@@ -70,9 +71,9 @@ def test_what_nobody_took_is_found_by_the_company_of_items_near_it_until_somebod
     strange = strange.with_columns(description=pl.lit(""), categories=pl.lit([], dtype=pl.List(pl.String)))
     served.upsert_items(strange)
     row = served.items.to_list().index("strange")
-    snapshot = served._state.snapshot
-    times = snapshot.retriever.item_weights["lookalike"]
-    taken = snapshot.events["item_row"].unique().to_numpy()
+    then = served._state.snapshot
+    times = then.retriever.item_weights["lookalike"]
+    taken = then.events["item_row"].unique().to_numpy()
     assert (times[row], set(times[taken])) == (served.config.retriever.lookalike_of_new, {1.0})
     users = data.users["user_id"].head(20)
     assert served._state.towers.text_neighbours[served._state.catalogue.text_rows[row]].nnz <= 1  # itself at most
@@ -81,6 +82,22 @@ def test_what_nobody_took_is_found_by_the_company_of_items_near_it_until_somebod
     event = data.interactions.tail(1).with_columns(item_id=pl.lit("strange"))
     served.update_interactions(event)
     assert served._state.snapshot.retriever.item_weights["lookalike"][row] == 1.0
+    assert served.retrieve(users, 10, allow_items=["strange"], sources=["lookalike"]).is_empty()
+    assert served.retrieve(users, 10, allow_items=["strange"], sources=["vector"]).height > 0
+
+
+def test_items_without_text_do_not_speak_for_new_ones(
+    served: Recommender, data: Synthetic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(snapshot, "near_taken", lambda *given: asked.append(given) or near_taken(*given))
+    mute = data.items[:1].with_columns(title=pl.lit(""), description=pl.lit(""))
+    served.upsert_items(mute.with_columns(categories=pl.lit([], dtype=pl.List(pl.String))))
+    state = served._state
+    assert state.snapshot.retriever
+    assert state.towers.searchable[0]
+    assert not asked[-1][2][0]
+    assert asked[-1][2][1:].all()
 
 
 def test_a_changed_item_lies_elsewhere_and_nothing_else_moves(served: Recommender, data: Synthetic) -> None:
