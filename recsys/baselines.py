@@ -197,7 +197,7 @@ class ItemKNN(Baseline):
         self._n_neighbours = n_neighbours
 
     def _learn(self, log: Log, popularity: FloatArray) -> FloatArray:
-        self._neighbours = cosine_neighbours(self._seen, log.available, self._n_neighbours)
+        self._neighbours = _cosine_neighbours(self._seen, log.available, self._n_neighbours)
         return below_zero(popularity)
 
     def _own(self, rows: RowArray) -> Any:
@@ -230,7 +230,7 @@ class BuyAgain(Baseline):
         return self._again[rows]
 
 
-def cosine_neighbours(seen: Any, available: npt.NDArray[np.bool_], n_neighbours: int) -> Any:
+def _cosine_neighbours(seen: Any, available: npt.NDArray[np.bool_], n_neighbours: int) -> Any:
     """Sparse (n_items, n_items): row j holds the cosines of the `n_neighbours` available items nearest to j.
 
     Co-occurrences are whole numbers, so equal cosines are equal to the last bit and ties stay ties.

@@ -229,7 +229,7 @@ class Snapshot:
     def _neighbour_sources(self) -> dict[str, Source]:
         """From behaviour, words, categories where there are several and, where repeats are common, the user's own."""
         catalogue, depth, rows = self.catalogue, self.config.retriever, self.events["item_row"].to_numpy()
-        n_items, popularity = len(catalogue), self._popularity()
+        n_items, popularity = len(catalogue), self.popularity
         words = lexical_neighbours(self.towers.text_neighbours, catalogue.text_rows, popularity, self.config.lexical)
         groups = catalogue.groups["category"].to_numpy().astype(np.int64)
         identity, power, lasting = np.arange(n_items), depth.history_power, depth.lasting_power
@@ -241,7 +241,7 @@ class Snapshot:
         sources["lexical"] = NeighbourSource(words, catalogue.text_rows, depth.lexical_length, power)
         if depth.lookalike and "covisitation" in self.behaviour:
             company = NeighbourSource(self.behaviour["covisitation"], identity, depth.lexical_length, power)
-            sources["lookalike"] = LookalikeSource(company, catalogue.text_rows, self._lookalikes(popularity))
+            sources["lookalike"] = LookalikeSource(company, catalogue.text_rows, self._lookalikes())
         if depth.category and len(np.unique(groups)) > 1:
             recent = recent_counts(rows, n_items, depth.recent_share)
             trending = group_neighbours(groups, recent, per_group=depth.category)
@@ -251,23 +251,24 @@ class Snapshot:
             sources["repeat"] = NeighbourSource(itself, identity, depth.history_length, power)
         return sources
 
-    def _popularity(self) -> npt.NDArray[np.float32]:
+    @cached_property
+    def popularity(self) -> npt.NDArray[np.float32]:
         """How often each item was taken, (n_items,)."""
         return np.bincount(self.events["item_row"].to_numpy(), minlength=len(self.catalogue)).astype(np.float32)
 
-    def _lookalikes(self, popularity: npt.NDArray[np.float32]) -> sp.csr_matrix:
+    def _lookalikes(self) -> sp.csr_matrix:
         """Which items listen to which texts, by words and, where nobody took them, by item vectors."""
         towers, text_rows, settings = self.towers, self.catalogue.text_rows, self.config.lexical
         near = near_taken(
-            towers.index, towers.item_vectors, towers.searchable & self.catalogue.has_text, text_rows, popularity,
+            towers.index, towers.item_vectors, towers.searchable & self.catalogue.has_text, text_rows, self.popularity,
             len(self.catalogue.texts), settings.n_lookalikes,
         )  # fmt: skip
-        return lookalikes(towers.text_neighbours, near, text_rows, popularity, settings)
+        return lookalikes(towers.text_neighbours, near, text_rows, self.popularity, settings)
 
     def _of_new(self) -> npt.NDArray[np.float32]:
         """How many times its weight `lookalike` has for each item, (n_items,)."""
         text_rows = self.catalogue.text_rows
-        new = untaken_texts(text_rows, self._popularity(), len(self.catalogue.texts))[text_rows]
+        new = untaken_texts(text_rows, self.popularity, len(self.catalogue.texts))[text_rows]
         return np.where(new, np.float32(self.config.retriever.lookalike_of_new), np.float32(1.0))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from scipy import linalg, sparse
 
-from recsys.baselines import Baseline, FloatArray, Log, RowArray, below_zero, cosine_neighbours, positive
+from recsys.baselines import Baseline, FloatArray, ItemKNN, Log, RowArray, below_zero, positive
 from recsys.errors import InvalidConfig
 from recsys.text import item_texts
 
@@ -85,7 +85,7 @@ class TfIdf(Baseline):
         return (scale @ profiles @ self._vectors.T).tocsr()
 
 
-class KnnAndTfIdf(TfIdf):
+class KnnAndTfIdf(TfIdf, ItemKNN):
     """Score: those of item-kNN and of TF-IDF, each as a share of the user's best, added up; no neural network needed.
 
     Items that neither knows follow by popularity.
@@ -97,17 +97,12 @@ class KnnAndTfIdf(TfIdf):
         InvalidConfig: `n_neighbours` is below 1.
     """
 
-    def __init__(self, n_neighbours: int = 200) -> None:
-        if n_neighbours < 1:
-            raise InvalidConfig(f"n_neighbours is {n_neighbours}; it must be at least 1")
-        self._n_neighbours = n_neighbours
-
     def _learn(self, log: Log, popularity: FloatArray) -> FloatArray:
-        self._neighbours = cosine_neighbours(self._seen, log.available, self._n_neighbours)
-        return super()._learn(log, popularity)
+        ItemKNN._learn(self, log, popularity)
+        return TfIdf._learn(self, log, popularity)
 
     def _own(self, rows: RowArray) -> Any:
-        return _shares_of_best(self._seen[rows] @ self._neighbours) + _shares_of_best(super()._own(rows))
+        return _shares_of_best(ItemKNN._own(self, rows)) + _shares_of_best(TfIdf._own(self, rows))
 
 
 def _shares_of_best(scores: Any) -> Any:
