@@ -31,6 +31,7 @@ SOURCES = (
     "ease",
     "lexical",
     "lookalike",
+    "new",
     "category",
     "repeat",
     "popular",

@@ -2,8 +2,8 @@
 
     python benchmarks/publish.py results/movielens-small results/lctt-zh
 
-A baseline is benchmarks/baselines/NAME.json: the result without its segments, at its main depth only, under the data
-set's name instead of its path.
+A baseline is benchmarks/baselines/NAME.json, NAME being the folder's: the result without its segments, at its main depth
+only, under the data set's name instead of its path.
 """
 
 import argparse
@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("results", nargs="+", type=Path, help="folders that recsys-bench run wrote")
     for folder in parser.parse_args().results:
         baseline = slim(read_result(folder))
-        (BASELINES / f"{baseline.dataset}.json").write_text(as_json(baseline.to_dict()), encoding="utf-8")
-        print(f"## {baseline.dataset}\n\nTest pairs {baseline.test_hash}.\n")
+        (BASELINES / f"{folder.name}.json").write_text(as_json(baseline.to_dict()), encoding="utf-8")
+        print(f"## {folder.name}\n\nTest pairs {baseline.test_hash}.\n")
         for table in baseline.tables:
             print(f"{table.protocol}, {table.n_users:,} users:\n")
             print("\n".join(markdown(table)) + "\n")

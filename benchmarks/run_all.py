@@ -10,6 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 RESULTS = Path("results")
@@ -44,8 +45,9 @@ def run_scenarios(*, quick: bool) -> None:
     bench = str(Path(sys.executable).parent / "recsys-bench")
     for scenario in SCENARIOS:
         name = scenario.stem
+        data = Path(tomllib.loads(scenario.read_text())["data"]).name
         out = RESULTS / "quick" / name if quick else RESULTS / name
-        if (quick and name not in QUICK) or not has_data(name) or is_kept(out / "report.html", scenario):
+        if (quick and name not in QUICK) or not has_data(data) or is_kept(out / "report.html", scenario):
             continue
         print(f"== {name}", flush=True)
         # 3 says that a column looks like a leak; the results are written, and the report says so too.

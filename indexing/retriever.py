@@ -5,7 +5,7 @@ the candidates are ranked by in the end is stage 2's business.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from indexing.index import VectorIndex
 from indexing.neighbour_cache import NeighbourCache
 from indexing.sources import (
     Block,
+    Mask,
     Opened,
     PopularitySource,
     Rows,
@@ -24,7 +25,7 @@ from indexing.sources import (
     Source,
     VectorSource,
 )
-from indexing.sparse import distinct, place_in_runs
+from indexing.sparse import distinct, place_in_runs, positions_of
 from indexing.trending import recency_weighted_counts
 
 USERS_PER_BLOCK = 256
@@ -44,6 +45,8 @@ class RetrieverConfig:
         lookalike: items whose words, and new items whose vectors, are like those of what is taken soon after the
             user's newest items; only beside covisitation. It finds new items by the company of those like them.
         similar: items whose vectors are nearest to those of the user's newest items.
+        new: items that nobody took yet, as vector, lexical, lookalike and similar together find them; only where such
+            items are commonly taken.
         category: taken of late in the categories of the user's newest items; only where there are categories.
         repeat: the user's own items; only where repeats are common and may be shown.
         popular: most taken, all time.
@@ -68,6 +71,7 @@ class RetrieverConfig:
     lexical: int = 100
     lookalike: int = 100
     similar: int = 100
+    new: int = 200
     category: int = 100
     repeat: int = 150
     popular: int = 50
@@ -108,12 +112,15 @@ SOURCES = (
     "lexical",
     "lookalike",
     "similar",
+    "new",
     "category",
     "repeat",
     "popular",
     "recent",
     "trending",
 )
+FINDING_NEW = ("vector", "lexical", "lookalike", "similar")
+"""Sources that know an item by its text alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +233,7 @@ class Retriever:
         opened = [source.open(block, n * factor) for source, n in self.sources.values()]
         users, items, ranks = _union(opened, block)
         blend = self._blend(items, ranks)
-        order = np.lexsort((-blend, users))  # stable, so equal ones stay in order of their items
-        order = order[place_in_runs(users[order]) < most]
+        order = _best_first(users, blend, most)
         kept = np.sort(order)  # sources find pairs fastest in ascending order
         scores = np.stack([each.score(users[kept], items[kept]) for each in opened], axis=1)
         place = np.empty(len(users), dtype=np.int64)
@@ -237,13 +243,59 @@ class Retriever:
         return Candidates(users, items[order], tuple(self.sources), scores, ranks[order], blend[order])
 
     def _blend(self, items: Rows, ranks: Scores) -> Scores:
-        """Weighted reciprocal rank fusion (Source: Cormack, Clarke and Buettcher 2009), float32 (n,)."""
-        weights = np.array([self.weights.get(name, 1.0) for name in self.sources], dtype=np.float32)
-        worth = np.nan_to_num(weights / (RANK_OFFSET + ranks))
+        """Every source's part in the blend, summed, float32 (n,)."""
+        worth = _worths(ranks, np.array([self.weights.get(name, 1.0) for name in self.sources]))
         for column, name in enumerate(self.sources):
             if name in self.item_weights:
                 worth[:, column] *= self.item_weights[name][items]
         return np.asarray(worth.sum(axis=1), dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class OfItems:
+    """A source that is asked for some items alone.
+
+    Attributes:
+        source: asked.
+        items: bool (n_items,), the items that it may propose.
+    """
+
+    source: Source
+    items: Mask
+
+    def open(self, block: Block, n: int) -> Opened:
+        """The source opened with all other items hidden."""
+        return self.source.open(replace(block, blocked=block.blocked | ~self.items), n)
+
+
+@dataclass(frozen=True, slots=True)
+class BlendedSource:
+    """Several sources as one, whose list is their blend: all are worth the same."""
+
+    sources: tuple[Source, ...]
+
+    def open(self, block: Block, n: int) -> Opened:
+        """The `n` best of the lists of `n` of all sources; a pair outside them scores zero."""
+        users, items, ranks = _union([source.open(block, n) for source in self.sources], block)
+        blend = _worths(ranks, np.ones(len(self.sources))).sum(axis=1)
+        keys, best = block.keys(users, items), _best_first(users, blend, n)
+
+        def score(asked: Rows, rows: Rows) -> Scores:
+            places = positions_of(keys, block.keys(asked, rows))
+            return np.append(blend, np.float32(0.0))[places]
+
+        return Opened(users[best], items[best], score)
+
+
+def _worths(ranks: Scores, weights: npt.NDArray[np.floating]) -> Scores:
+    """Weighted reciprocal ranks (Source: Cormack, Clarke and Buettcher 2009), float32 (n, n_sources)."""
+    return np.nan_to_num(weights.astype(np.float32) / (RANK_OFFSET + ranks))
+
+
+def _best_first(users: Rows, blend: Scores, most: int) -> Rows:
+    """Rows in order of user, then blend from best to worst, at most so many of a user; equal ones stay as they are."""
+    order = np.lexsort((-blend, users))
+    return order[place_in_runs(users[order]) < most]
 
 
 def _union(opened: list[Opened], block: Block) -> tuple[Rows, Rows, Scores]:
@@ -268,6 +320,7 @@ def build_retriever(
     rows: npt.NDArray[np.int32],
     weights: Mapping[str, float] | None = None,
     item_weights: Mapping[str, Scores] | None = None,
+    new: Mask | None = None,
 ) -> Retriever:
     """Put the sources of one moment together, leaving out those that are switched off.
 
@@ -281,6 +334,7 @@ def build_retriever(
             off.
         rows: item rows of all interactions so far, oldest first.
         weights, item_weights: see `Retriever`.
+        new: bool (n_items,), items that nobody took, where these are a source of their own.
     """
     n_items = len(item_vectors)
     nearest = NeighbourCache(item_vectors, index, config.similar + 1)  # an item is its own nearest
@@ -292,6 +346,9 @@ def build_retriever(
         "trending": PopularitySource.of(recent_counts(rows, n_items, config.trending_share)),
         **neighbours,
     }
+    finding = [name for name in FINDING_NEW if name in sources and getattr(config, name) > 0]
+    if new is not None and finding:
+        sources["new"] = BlendedSource(tuple(OfItems(sources[name], new) for name in finding))
     depths = {name: getattr(config, name) for name in SOURCES if name in sources}
     used = {name: (sources[name], n) for name, n in depths.items() if n > 0}
     return Retriever(used, n_candidates=config.n_candidates, weights=weights, item_weights=item_weights)

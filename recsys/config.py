@@ -63,6 +63,8 @@ class RecommenderConfig:
             ranker puts the items of the stronger above those of the weaker. A kind that is not named counts as weakest.
         probabilities: learn what `predict_proba` needs.
         repeat_limit: `filter_seen="auto"` shows seen items where at least this share of interactions are repeats.
+        novelty_limit: items that nobody took yet are a source of their own where at least this share of what is taken
+            in label window B was never taken before.
         unknown_token_limit: above this share of unknown tokens the encoder cannot read the catalogue, and fit warns.
         ignore_columns: columns of the items that must not become features.
         unknown_items: "drop" or "raise" interactions whose item is not in the items table.
@@ -98,6 +100,7 @@ class RecommenderConfig:
     event_grades: tuple[str, ...] = ()
     probabilities: bool = True
     repeat_limit: float = 0.15
+    novelty_limit: float = 0.2
     unknown_token_limit: float = 0.2
     ignore_columns: tuple[str, ...] = ()
     unknown_items: Literal["drop", "raise"] = "drop"
@@ -111,7 +114,7 @@ class RecommenderConfig:
                 raise InvalidConfig(f"{name}={getattr(self, name)} must be {least} or more")
         if self.time_budget is not None and self.time_budget <= 0:
             raise InvalidConfig(f"time_budget={self.time_budget} is in minutes, it must be positive")
-        for name in ("repeat_limit", "unknown_token_limit"):
+        for name in ("repeat_limit", "novelty_limit", "unknown_token_limit"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InvalidConfig(f"{name}={getattr(self, name)} is a share, it must lie in [0, 1]")
         if self.unknown_items not in ("drop", "raise"):

@@ -53,6 +53,7 @@ class Fitted:
         window_kind: "time" or "last".
         as_of: Unix seconds, later than every event.
         hide_seen: what `filter_seen="auto"` means here.
+        news: whether items that nobody took yet are a source.
         weights: of the sources in the blend.
         notes: what was decided and why, as sentences.
     """
@@ -69,6 +70,7 @@ class Fitted:
     window_kind: str
     as_of: float
     hide_seen: bool
+    news: bool
     weights: Mapping[str, float]
     notes: tuple[str, ...]
 
@@ -107,6 +109,7 @@ def write_fitted(fitted: Fitted, config: RecommenderConfig, folder: Path) -> dic
         "window_kind": fitted.window_kind,
         "as_of": fitted.as_of,
         "hide_seen": fitted.hide_seen,
+        "news": fitted.news,
         "weights": dict(fitted.weights),
         "event_kinds": list(towers.event_kinds),
         "tower_steps": towers.steps,
@@ -168,10 +171,12 @@ def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, 
     )
     has_heads = (folder / HEADS).exists()
     facts = {name: state[name] for name in ("window_kind", "as_of", "hide_seen", "weights")}
+    facts["news"] = state.get("news", False)  # fits of earlier versions have no such source
     snapshot = Snapshot(
         events=events, moment=facts["as_of"], towers=towers, catalogue=catalogue, config=config,
         behaviour={path.stem: load_csr(path) for path in _behaviour_files(folder)},
-        repeats=not facts["hide_seen"], clock=facts["window_kind"] == "last", weights=facts["weights"],
+        repeats=not facts["hide_seen"], news=facts["news"], clock=facts["window_kind"] == "last",
+        weights=facts["weights"],
     )  # fmt: skip
     return Fitted(
         catalogue=catalogue,

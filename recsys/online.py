@@ -253,7 +253,7 @@ def _renewed(state: Fitted, config: RecommenderConfig, *, behaviour: Any) -> Fit
     """The sources and statistics of a changed fit; with `behaviour` None its neighbours are counted anew."""
     snapshot = take_snapshot(
         state.events, state.as_of, state.towers, state.catalogue, config, repeats=not state.hide_seen,
-        clock=state.window_kind == "last", weights=state.weights, known_behaviour=behaviour,
+        news=state.news, clock=state.window_kind == "last", weights=state.weights, known_behaviour=behaviour,
     )  # fmt: skip
     return replace(state, snapshot=snapshot)
 

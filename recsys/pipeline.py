@@ -25,12 +25,11 @@ from recsys.prediction import Probabilities, learn_probabilities
 from recsys.schema import Tables
 from recsys.second_stage import LabelWindow, SecondStage, report_drift, retrieve, train_second_stage
 from recsys.snapshot import Snapshot, gather_people, take_snapshot
+from recsys.source_lesson import decide_news, weigh_sources
 from recsys.splits import end_of
 from recsys.towers import Towers, covisitation_of, learn_towers, load_encoder, prepare_encoder, renew_towers
 from recsys.windows import Windows, make_windows, moments, window_between
 
-MIN_SOURCE_WEIGHT = 0.05
-WEIGHED_DEPTH = 100
 WEIGHED_USERS = 2000
 DRIFT_USERS = 100
 ONLY_LATER = (
@@ -44,6 +43,7 @@ ONLY_LATER = (
     "keep_interest",
     "max_label_users",
     "max_ranker_rows",
+    "novelty_limit",
     "event_grades",
     "probabilities",
 )
@@ -90,12 +90,14 @@ class Learnt:
     Attributes:
         second: interest model and rankers.
         probabilities: heads of `predict_proba`, or None.
+        news: whether items that nobody took yet are a source.
         weights: of the sources in the blend.
         notes: what was decided.
     """
 
     second: SecondStage
     probabilities: Probabilities | None
+    news: bool
     weights: Mapping[str, float]
     notes: tuple[str, ...]
 
@@ -186,13 +188,16 @@ def learn_second_stage(first: FirstStage, config: RecommenderConfig) -> Learnt:
     report_grades(first.tables.interactions, config.event_grades, notes)
     towers, catalogue, numbers, hide_seen = first.towers, first.catalogue, first.numbers, first.hide_seen
     rest = (towers, catalogue, numbers, config)
-    b = open_window(first.windows, "b", {}, *rest, hide_seen=hide_seen, covisited=first.covisited)
+    news = decide_news(first.windows, config, notes)
+    b = open_window(first.windows, "b", {}, *rest, hide_seen=hide_seen, news=news, covisited=first.covisited)
     some = b.head(WEIGHED_USERS)
-    weights = weigh_sources(retrieve(some, config, hide_seen=hide_seen), some.labels)
+    weights = weigh_sources(retrieve(some, config, hide_seen=hide_seen), some.labels, some.snapshot.popularity)
     b = b.weighted(weights)
-    c = open_window(first.windows, "c", weights, *rest, hide_seen=hide_seen)
+    c = open_window(first.windows, "c", weights, *rest, hide_seen=hide_seen, news=news)
     halfway = window_between(first.windows)
-    between = None if halfway is None else open_window(halfway, "b", weights, *rest, hide_seen=hide_seen)
+    between = None
+    if halfway is not None:
+        between = open_window(halfway, "b", weights, *rest, hide_seen=hide_seen, news=news)
     encoder = towers.encoder if first.readable else None
     second = train_second_stage(
         b, c, encoder, catalogue, config, first.device, notes, between=between, hide_seen=hide_seen
@@ -203,7 +208,7 @@ def learn_second_stage(first: FirstStage, config: RecommenderConfig) -> Learnt:
         probabilities = learn_probabilities(
             first.windows, snapshots, first.events, numbers, catalogue, config, notes, hide_seen=hide_seen
         )
-    return Learnt(second, probabilities, weights, tuple(notes.sentences))
+    return Learnt(second, probabilities, news, weights, tuple(notes.sentences))
 
 
 def renew_first_stage(first: FirstStage, config: RecommenderConfig) -> Renewed:
@@ -223,7 +228,8 @@ def as_of_the_end(first: FirstStage, learnt: Learnt, renewed: Renewed, config: R
     second, events, as_of = learnt.second, renewed.events, windows.end.timestamp()
     now = take_snapshot(
         events, as_of, renewed.towers, catalogue, config,
-        repeats=not hide_seen, clock=windows.kind == "last", weights=learnt.weights, covisited=renewed.covisited,
+        repeats=not hide_seen, news=learnt.news, clock=windows.kind == "last", weights=learnt.weights,
+        covisited=renewed.covisited,
     )  # fmt: skip
     if second.ranker is not None:
         served = rows_of_now(events, as_of, now, second.interest, catalogue, first.numbers, config, hide_seen=hide_seen)
@@ -241,6 +247,7 @@ def as_of_the_end(first: FirstStage, learnt: Learnt, renewed: Renewed, config: R
         window_kind=windows.kind,
         as_of=as_of,
         hide_seen=hide_seen,
+        news=learnt.news,
         weights=learnt.weights,
         notes=tuple(notes.sentences),
     )
@@ -316,6 +323,7 @@ def open_window(
     config: RecommenderConfig,
     *,
     hide_seen: bool,
+    news: bool,
     covisited: sp.csr_matrix | None = None,
 ) -> LabelWindow:
     """Everything as of the start of window B or C, and its labels. Nothing in the window can change the former.
@@ -331,7 +339,7 @@ def open_window(
     moment = (start or end_of(history)).timestamp()
     snapshot = take_snapshot(
         events, moment, towers, catalogue, config,
-        repeats=not hide_seen, clock=windows.kind == "last", weights=weights, covisited=covisited,
+        repeats=not hide_seen, news=news, clock=windows.kind == "last", weights=weights, covisited=covisited,
     )  # fmt: skip
     known = moments(history.join(labels, on="user_id", how="semi"), windows.kind, start).sort("user_id")
     known = known.sample(min(known.height, config.max_label_users), shuffle=True, seed=config.seed)
@@ -351,16 +359,3 @@ def graded(labels: pl.DataFrame, users: pl.Series, catalogue: Catalogue, event_g
     taken = labels.with_columns(items, grade=grade).join(rows, on="user_id")
     strongest = taken.group_by("user_row", "item_row").agg(pl.col("grade").max(), pl.col("weight").max())
     return strongest.cast({"weight": pl.Float32}).sort("user_row", "item_row")
-
-
-def weigh_sources(candidates: pl.DataFrame, labels: pl.DataFrame) -> dict[str, float]:
-    """A source's worth in the blend: how many of its first `WEIGHED_DEPTH` were taken, relative to the best source.
-
-    The depth is that of the lists which the blend decides about. What a source has among its first ten says little
-    about that: one with a few sure hits on top and nothing below would bury one that finds much more a little later.
-    """
-    taken = candidates.join(labels, on=["user_row", "item_row"], how="semi")
-    ranks = [name for name in candidates.columns if name.endswith("_rank")]
-    hits = {name.removesuffix("_rank"): taken.filter(pl.col(name) <= WEIGHED_DEPTH).height for name in ranks}
-    best = max(hits.values(), default=0)
-    return {name: max(n / best, MIN_SOURCE_WEIGHT) if best else 1.0 for name, n in hits.items()}

@@ -164,6 +164,7 @@ class Snapshot:
         config: depths, windows, neighbours.
         behaviour: item neighbours learnt from behaviour, float32 CSR (n_items, n_items): "covisitation", "ease".
         repeats: whether the user's own items are a source.
+        news: whether items that nobody took yet are a source.
         clock: whether users have moments of their own, so that hour and weekday say something about them.
         weights: of the sources in the blend.
     """
@@ -175,6 +176,7 @@ class Snapshot:
     config: RecommenderConfig
     behaviour: Mapping[str, sp.csr_matrix]
     repeats: bool
+    news: bool = False
     clock: bool = False
     weights: Mapping[str, float] | None = None
 
@@ -186,6 +188,7 @@ class Snapshot:
             self.config.retriever, encoder=towers.history_encoder, item_vectors=towers.item_vectors,
             index=towers.index, searchable=towers.searchable, neighbours=self._neighbour_sources(),
             rows=self.events["item_row"].to_numpy(), weights=self.weights, item_weights={"lookalike": self._of_new()},
+            new=self.popularity <= 0.0 if self.news else None,
         )  # fmt: skip
 
     @cached_property
@@ -280,6 +283,7 @@ def take_snapshot(
     config: RecommenderConfig,
     *,
     repeats: bool,
+    news: bool = False,
     clock: bool = False,
     weights: Mapping[str, float] | None = None,
     covisited: sp.csr_matrix | None = None,
@@ -288,7 +292,7 @@ def take_snapshot(
     """Learn from all interactions before the moment, and make sources and item statistics ready.
 
     Args:
-        events, moment, towers, catalogue, config, repeats, clock, weights: as for `Snapshot`.
+        events, moment, towers, catalogue, config, repeats, news, clock, weights: as for `Snapshot`.
         covisited: the co-visitation of the same events, where it is there already.
         known_behaviour: the matrices of the same events, where they were stored.
     """
@@ -297,7 +301,7 @@ def take_snapshot(
         behaviour = learn_behaviour(events, catalogue, config, covisited)
     return Snapshot(
         events=events, moment=moment, towers=towers, catalogue=catalogue, config=config, behaviour=behaviour,
-        repeats=repeats, clock=clock, weights=weights,
+        repeats=repeats, news=news, clock=clock, weights=weights,
     ).ready()  # fmt: skip
 
 

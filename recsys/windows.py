@@ -126,6 +126,11 @@ def window_between(windows: Windows) -> Windows | None:
     return _cut_at(rows, later_b, later_c, "Halfway between windows B and C.")
 
 
+def novelty(labels: pl.DataFrame, history: pl.DataFrame) -> float:
+    """Share of the interactions in `labels` whose item has none in `history`; 0 without labels."""
+    return labels.join(history, on="item_id", how="anti").height / max(1, labels.height)
+
+
 def moments(history: pl.DataFrame, kind: WindowKind, as_of: datetime | None) -> pl.DataFrame:
     """The moment as of which each user's features are taken.
 

@@ -29,7 +29,7 @@ systems:
   two-stage                         both stages
   two-stage: retrieval              stage 1 alone, all sources
   two-stage: bi-encoder             stage 1 alone, one search of the index
-  two-stage: source:NAME            one source alone: covisitation, ease, lexical, lookalike, similar, category,
+  two-stage: source:NAME            one source alone: covisitation, ease, lexical, lookalike, similar, new, category,
                                     popular, recent, trending, repeat, vector
   two-stage: no interest            without the cross-encoder (a fit of its own)
   two-stage: no text                without titles, descriptions and categories (a fit of its own)

@@ -8,6 +8,6 @@ NO_TEXT = "two-stage: no text"
 SOURCE = "two-stage: source:"
 BUY_AGAIN = "buy-again"
 SOURCES = (
-    "vector", "similar", "covisitation", "ease", "lexical", "lookalike", "category", "repeat", "popular", "recent",
-    "trending",
+    "vector", "similar", "new", "covisitation", "ease", "lexical", "lookalike", "category", "repeat", "popular",
+    "recent", "trending",
 )  # fmt: skip

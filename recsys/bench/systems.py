@@ -339,7 +339,7 @@ def _ask_stages(protocol: Asked, k: int, ours: Ours, cut: int, name: str) -> Ans
     users, seen, recommender = protocol.users, protocol.filter_seen, ours.recommender
     sources = _sources(name)
     if sources is not None and not set(sources) <= set(recommender.sources):
-        # The user's own items are a source only where repeats are common, EASE only where the catalogue is small.
+        # The user's own items are a source only where repeats are common, new ones where these are, EASE where it fits.
         return None
     if sources is not None and protocol.name == COLD_USERS and sources not in (["popular"], ["recent"], ["trending"]):
         return None

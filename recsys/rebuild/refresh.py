@@ -112,7 +112,7 @@ def refresh(
     )
     snapshot = take_snapshot(
         events, moment.timestamp(), towers, catalogue, config,
-        repeats=not parent.hide_seen, clock=parent.window_kind == "last", weights=parent.weights,
+        repeats=not parent.hide_seen, news=parent.news, clock=parent.window_kind == "last", weights=parent.weights,
         known_behaviour=_known_behaviour(parent, catalogue, events),
     )  # fmt: skip
     old = parent.catalogue

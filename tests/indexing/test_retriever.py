@@ -26,7 +26,7 @@ from indexing.sources import (
 )
 
 N_ITEMS, DIM = 30, 6
-NAMES = SOURCES
+NAMES = tuple(name for name in SOURCES if name != "new")  # which is there only where it is asked for
 SEARCHABLE = np.arange(N_ITEMS) % 5 != 0
 NOTHING = np.zeros(N_ITEMS, dtype=np.bool_)
 CONFIG = RetrieverConfig(
@@ -36,6 +36,7 @@ CONFIG = RetrieverConfig(
     lexical=4,
     lookalike=4,
     similar=3,
+    new=5,
     category=3,
     repeat=3,
     popular=4,
@@ -45,7 +46,7 @@ CONFIG = RetrieverConfig(
     lexical_length=2,
     similar_length=2,
 )
-DEPTHS = {name: getattr(CONFIG, name) for name in (*NAMES, "lexical_length", "similar_length")}
+DEPTHS = {name: getattr(CONFIG, name) for name in (*SOURCES, "lexical_length", "similar_length")}
 ASKED = ([3, 1, 4, 1, 5], [9, 2, 6], [], [5])
 LISTS = st.lists(st.lists(st.integers(0, N_ITEMS - 1), max_size=12), min_size=1, max_size=6)
 MASKS = st.lists(st.booleans(), min_size=N_ITEMS, max_size=N_ITEMS).map(np.array)
@@ -63,7 +64,9 @@ def known_lists() -> tuple[tuple[int, ...], ...]:
 
 
 @functools.cache
-def make_retriever(config: RetrieverConfig = CONFIG, weights: tuple[tuple[str, float], ...] = ()) -> Retriever:
+def make_retriever(
+    config: RetrieverConfig = CONFIG, weights: tuple[tuple[str, float], ...] = (), new: tuple[int, ...] | None = None
+) -> Retriever:
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(N_ITEMS, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -93,6 +96,7 @@ def make_retriever(config: RetrieverConfig = CONFIG, weights: tuple[tuple[str, f
         },
         rows=histories.item_rows,
         weights=dict(weights),
+        new=None if new is None else np.isin(np.arange(N_ITEMS), new),
     )
 
 
@@ -402,6 +406,47 @@ class TestPopularity:
             assert items[users == user].tolist() == [row for row in order if row not in hidden][:n]
 
 
+class TestNewItems:
+    NEW = (1, 2, 6, 8, 13, 14, 21, 22, 27)
+
+    @settings(max_examples=30, deadline=None)
+    @given(LISTS, MASKS, st.booleans())
+    def test_is_the_blend_of_what_the_finding_sources_say_about_new_items_alone(self, lists, blocked, hide_seen):
+        retriever = make_retriever(new=self.NEW)
+        source, n = retriever.sources["new"]
+        opened = source.open(Block(histories_of(lists), blocked, hide_seen), n)
+        others = np.ones(N_ITEMS, dtype=np.bool_)
+        others[list(self.NEW)] = False
+        alone = Block(histories_of(lists), blocked | others, hide_seen)
+        worth = np.zeros((len(lists), N_ITEMS))
+        for name in module.FINDING_NEW:
+            found = retriever.sources[name][0].open(alone, n)
+            for user in range(len(lists)):
+                for rank, item in enumerate(top(found, user), start=1):
+                    worth[user, item] += 1 / (20 + rank)
+        for user in range(len(lists)):
+            expected = sorted(np.flatnonzero(worth[user]), key=lambda item, own=worth[user]: (-own[item], item))[:n]
+            got = top(opened, user)
+            np.testing.assert_allclose(worth[user, got], worth[user, expected], rtol=1e-5)
+            assert set(got) <= set(self.NEW)
+            scores = opened.score(np.full(N_ITEMS, user), np.arange(N_ITEMS))
+            np.testing.assert_allclose(scores, worth[user], rtol=1e-5)
+
+    def test_is_there_only_where_it_is_asked_for_and_asks_no_source_that_is_off(self):
+        assert "new" not in make_retriever().sources
+        assert list(make_retriever(new=self.NEW).sources) == list(SOURCES)
+        assert "new" not in make_retriever(RetrieverConfig(**{**DEPTHS, "new": 0}), new=self.NEW).sources
+        off = dict.fromkeys(module.FINDING_NEW, 0)
+        assert "new" not in make_retriever(RetrieverConfig(**{**DEPTHS, **off}), new=self.NEW).sources
+        fewer = make_retriever(RetrieverConfig(**{**DEPTHS, **off, "lexical": 4}), new=self.NEW)
+        assert len(fewer.sources["new"][0].sources) == 1
+
+    def test_without_new_items_it_proposes_nothing(self):
+        found = retrieve(ASKED, retriever=make_retriever(new=()))
+        assert np.isnan(found.ranks[:, SOURCES.index("new")]).all()
+        assert per_user(found, len(ASKED)) == per_user(retrieve(ASKED), len(ASKED))
+
+
 class TestBlock:
     @given(LISTS, MASKS, st.booleans())
     def test_shows_what_is_neither_blocked_nor_seen(self, lists, blocked, hide_seen):
@@ -415,7 +460,7 @@ class TestBlock:
 
 class TestConfig:
     @pytest.mark.parametrize(
-        "wrong", [{"vector": -1}, dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0) | {"repeat": 9}]
+        "wrong", [{"vector": -1}, dict.fromkeys(SOURCES, 0), dict.fromkeys(SOURCES, 0) | {"repeat": 9}]
     )
     def test_refuses_depths_without_a_source(self, wrong):
         with pytest.raises(ValueError, match="depths must be 0 or more, and one besides repeat above 0"):

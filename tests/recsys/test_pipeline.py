@@ -21,12 +21,13 @@ from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import BundleIncompatible, InvalidConfig
 from recsys.fitted import read_state
 from recsys.notes import Notes
-from recsys.pipeline import decide_seen, open_window, to_events, weigh_sources
+from recsys.pipeline import decide_seen, open_window, to_events
 from recsys.ranker_lesson import without_users
 from recsys.rebuild.refresh import refresh
 from recsys.requests import known_people
 from recsys.schema import validate
 from recsys.second_stage import retrieve, train_interest, training_rows
+from recsys.source_lesson import weigh_sources
 from recsys.synthetic import generate
 from recsys.towers import learn_towers, load_encoder
 from recsys.windows import make_windows
@@ -66,14 +67,15 @@ class Line:
         before_b = to_events(windows.history_b, self.catalogue, kinds)
         self.towers = learn_towers(encoder, before_b, kinds, self.catalogue, config, "cpu", notes, tune=True)
         rest = (self.towers, self.catalogue, None, config)
-        self.b = open_window(windows, "b", {}, *rest, hide_seen=True)
-        self.weights = weigh_sources(retrieve(self.b, config, hide_seen=True), self.b.labels)
+        self.b = open_window(windows, "b", {}, *rest, hide_seen=True, news=False)
+        found = retrieve(self.b, config, hide_seen=True)
+        self.weights = weigh_sources(found, self.b.labels, self.b.snapshot.popularity)
         self.b = self.b.weighted(self.weights)
         candidates = retrieve(self.b, config, hide_seen=True)
         self.interest, self.pupils = train_interest(self.b, candidates, encoder, self.catalogue, config, "cpu", notes)
         rows_b = training_rows(self.b, candidates, self.interest, self.catalogue, config)
         self.rows_b = without_users(rows_b, self.pupils)
-        self.c = open_window(windows, "c", self.weights, *rest, hide_seen=True)
+        self.c = open_window(windows, "c", self.weights, *rest, hide_seen=True, news=False)
         nothing = np.zeros(len(self.catalogue), dtype=np.bool_)
         columns = candidate_columns(
             self.c.people, self.c.snapshot, self.interest, self.catalogue, config, blocked=nothing, hide_seen=True
@@ -238,21 +240,6 @@ class TestSeen:
         notes = Notes(())
         assert decide_seen(self.frame(items), RecommenderConfig(), notes) is hide
         assert ("are hidden" if hide else "are shown") in notes.sentences[0]
-
-
-def test_a_source_weighs_what_its_first_hundred_are_worth():
-    candidates = pl.DataFrame(
-        {
-            "user_row": [0, 0, 0, 1],
-            "item_row": [1, 2, 3, 1],
-            "good_rank": [1.0, 2.0, None, 3.0],
-            "fair_rank": [101.0, 1.0, 2.0, None],
-            "poor_rank": [None, None, 1.0, 130.0],
-        }
-    )
-    labels = pl.DataFrame({"user_row": [0, 0, 1], "item_row": [1, 2, 1]})
-    assert weigh_sources(candidates, labels) == {"good": 1.0, "fair": 1 / 3, "poor": 0.05}
-    assert weigh_sources(candidates, labels.clear()) == {"good": 1.0, "fair": 1.0, "poor": 1.0}
 
 
 def test_an_encoder_that_cannot_be_had_is_a_configuration_error(tables):
