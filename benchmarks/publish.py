@@ -2,8 +2,8 @@
 
     python benchmarks/publish.py results/movielens-small results/lctt-zh
 
-A baseline is benchmarks/baselines/NAME.json, NAME being the folder's: the result without its segments, at its main depth
-only, under the data set's name instead of its path.
+A baseline is benchmarks/baselines/NAME.json, NAME being the folder's: the result without its segments, at its main
+depth only, under the data set's name instead of its path.
 """
 
 import argparse

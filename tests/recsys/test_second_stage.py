@@ -283,7 +283,7 @@ class TestRanker:
     def test_is_left_out_where_few_users_could_teach_it(self, config):
         notes = Notes(())
         assert train_ranker(rows_of(200, 0, planted=True), rows_of(19, 1, planted=True), config, notes) is None
-        assert "left out, 20 users are needed" in notes.sentences[-1]
+        assert "left out, 30 users are needed" in notes.sentences[-1]
 
     def test_learns_from_the_later_window_alone_where_the_earlier_is_empty(self, config):
         ranker = train_ranker(rows_of(0, 0, planted=True), rows_of(200, 1, planted=True), config, Notes(()))

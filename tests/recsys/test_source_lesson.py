@@ -142,3 +142,9 @@ def test_where_what_is_taken_is_new_the_lists_are_too(news: Synthetic, tiny_bert
     made.save(tmp_path / "model")
     loaded = Recommender.load(tmp_path / "model", device="cpu")
     assert_frame_equal(loaded.retrieve(users, 10), made.retrieve(users, 10), abs_tol=1e-5)
+    fresh = news.items.tail(1).with_columns(item_id=pl.lit("of this morning"))
+    loaded.upsert_items(fresh)
+    asked = {"sources": ["new"], "allow_items": ["of this morning"]}
+    assert loaded.retrieve(users, 100, **asked).height > 0
+    loaded.update_interactions(past.tail(1).with_columns(item_id=pl.lit("of this morning")))
+    assert loaded.retrieve(users, 100, **asked).is_empty()  # somebody has taken it
