@@ -153,7 +153,8 @@ def test_few_users_are_scored_where_a_first_look_finds_nothing(catalogue_and_win
     second = train_second_stage(window, window, encoder, catalogue, kept, "cpu", Notes(()), hide_seen=True)
     assert (second.interest is None) == (keep == "earned")
     everybody = training_rows(window, retrieve(window, config, hide_seen=True), None, catalogue, config).n_users
-    assert scored == [everybody // 3] * 2 if keep == "earned" else [everybody] * 2
+    assert everybody > module.MIN_RANKER_USERS
+    assert scored == [module.MIN_RANKER_USERS] * 2 if keep == "earned" else [everybody] * 2
 
 
 @pytest.mark.parametrize("keep", ["earned", "always"])
@@ -173,8 +174,8 @@ def test_the_number_of_rows_is_bounded_by_leaving_out_users(catalogue_and_window
     catalogue, window = catalogue_and_window
     found = retrieve(window, config, hide_seen=True)
     per_user = found.height / found["user_row"].n_unique()
-    few = replace(config, max_ranker_rows=int(25 * per_user))
-    assert training_rows(window, found, None, catalogue, few).n_users == 25
+    few = replace(config, max_ranker_rows=int(35 * per_user))
+    assert training_rows(window, found, None, catalogue, few).n_users == 35
 
 
 def test_a_stronger_kind_of_event_has_a_higher_grade_and_the_greatest_weight_counts(catalogue_and_window):
