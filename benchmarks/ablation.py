@@ -5,7 +5,7 @@
 The whole stands first; every other row is compared with it alone, and p is corrected for those comparisons. The whole
 has the interest score only where it earns its place, and the rows without a source have it only where the whole does.
 "text alone" is what the texts do without behaviour: none in the item vectors, none in the sources, and no ranker, since
-nothing would be left for it to fuse. Seventeen rows take three fits of stage 1: leaving out a source or the interest
+nothing would be left for it to fuse. Eighteen rows take three fits of stage 1: leaving out a source or the interest
 score does not change it.
 """
 

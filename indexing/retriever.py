@@ -90,8 +90,8 @@ class RetrieverConfig:
 
     def __post_init__(self) -> None:
         depths = [getattr(self, name) for name in SOURCES]
-        if min(depths) < 0 or sum(depths) == self.repeat:
-            raise ValueError(f"retriever: depths must be 0 or more, and one besides repeat above 0, got {self}")
+        if min(depths) < 0 or sum(depths) == self.repeat + self.new:
+            raise ValueError(f"retriever: depths must be 0 or more, and one besides repeat and new above 0, got {self}")
         if self.n_candidates > MOST_CANDIDATES:
             raise ValueError(f"retriever: n_candidates={self.n_candidates} must be at most {MOST_CANDIDATES}")
         lengths = (self.history_length, self.neighbour_length, self.lexical_length, self.similar_length)
@@ -103,6 +103,11 @@ class RetrieverConfig:
             raise ValueError(
                 f"retriever: history_power, lasting_power and lookalike_of_new must be 0 or more, got {self}"
             )
+
+    @property
+    def finding_new(self) -> tuple[str, ...]:
+        """The sources that `new` asks; empty where it, or all of them, are switched off."""
+        return tuple(name for name in FINDING_NEW if self.new > 0 and getattr(self, name) > 0)
 
 
 SOURCES = (
@@ -181,7 +186,7 @@ class Retriever:
         if not sources:
             raise ValueError(
                 "retriever: no source is left to propose items; give at least one of vector, covisitation, lexical, "
-                "similar, popular, recent and trending a depth above 0 (repeat is only there where repeats are common)"
+                "similar, popular, recent and trending a depth above 0 (the others are not there for all data)"
             )
         self.sources = dict(sources)
         self.n_candidates = n_candidates
@@ -252,31 +257,21 @@ class Retriever:
 
 
 @dataclass(frozen=True, slots=True)
-class OfItems:
-    """A source that is asked for some items alone.
+class NewSource:
+    """Items that nobody took yet: the blend of what several sources say about them alone, all worth the same.
 
     Attributes:
-        source: asked.
-        items: bool (n_items,), the items that it may propose.
+        sources: asked for nothing else.
+        items: bool (n_items,), those items.
     """
 
-    source: Source
+    sources: tuple[Source, ...]
     items: Mask
 
     def open(self, block: Block, n: int) -> Opened:
-        """The source opened with all other items hidden."""
-        return self.source.open(replace(block, blocked=block.blocked | ~self.items), n)
-
-
-@dataclass(frozen=True, slots=True)
-class BlendedSource:
-    """Several sources as one, whose list is their blend: all are worth the same."""
-
-    sources: tuple[Source, ...]
-
-    def open(self, block: Block, n: int) -> Opened:
         """The `n` best of the lists of `n` of all sources; a pair outside them scores zero."""
-        users, items, ranks = _union([source.open(block, n) for source in self.sources], block)
+        alone = replace(block, blocked=block.blocked | ~self.items)
+        users, items, ranks = _union([source.open(alone, n) for source in self.sources], block)
         blend = _worths(ranks, np.ones(len(self.sources))).sum(axis=1)
         keys, best = block.keys(users, items), _best_first(users, blend, n)
 
@@ -337,18 +332,24 @@ def build_retriever(
         new: bool (n_items,), items that nobody took, where these are a source of their own.
     """
     n_items = len(item_vectors)
-    nearest = NeighbourCache(item_vectors, index, config.similar + 1)  # an item is its own nearest
+
+    def similar() -> SimilarSource:
+        nearest = NeighbourCache(item_vectors, index, config.similar + 1)  # an item is its own nearest
+        return SimilarSource(nearest, searchable, config.similar_length, config.history_power)
+
     sources: dict[str, Source] = {
         "vector": VectorSource(encoder, item_vectors, index, searchable),
-        "similar": SimilarSource(nearest, searchable, config.similar_length, config.history_power),
+        "similar": similar(),
         "popular": PopularitySource.of(np.bincount(rows, minlength=n_items).astype(np.float32)),
         "recent": PopularitySource.of(recent_counts(rows, n_items, config.recent_share)),
         "trending": PopularitySource.of(recent_counts(rows, n_items, config.trending_share)),
         **neighbours,
     }
-    finding = [name for name in FINDING_NEW if name in sources and getattr(config, name) > 0]
-    if new is not None and finding:
-        sources["new"] = BlendedSource(tuple(OfItems(sources[name], new) for name in finding))
+    if new is not None and config.finding_new:
+        finding = {name: sources[name] for name in config.finding_new if name in sources}
+        if "similar" in finding:
+            finding["similar"] = similar()  # which remembers neighbours among the new ones only
+        sources["new"] = NewSource(tuple(finding.values()), new)
     depths = {name: getattr(config, name) for name in SOURCES if name in sources}
     used = {name: (sources[name], n) for name, n in depths.items() if n > 0}
     return Retriever(used, n_candidates=config.n_candidates, weights=weights, item_weights=item_weights)

@@ -191,7 +191,10 @@ def learn_second_stage(first: FirstStage, config: RecommenderConfig) -> Learnt:
     news = decide_news(first.windows, config, notes)
     b = open_window(first.windows, "b", {}, *rest, hide_seen=hide_seen, news=news, covisited=first.covisited)
     some = b.head(WEIGHED_USERS)
-    weights = weigh_sources(retrieve(some, config, hide_seen=hide_seen), some.labels, some.snapshot.popularity)
+    wanted = some.labels
+    if hide_seen:
+        wanted = wanted.join(some.people.history, on=["user_row", "item_row"], how="anti")
+    weights = weigh_sources(retrieve(some, config, hide_seen=hide_seen), wanted, some.snapshot.popularity)
     b = b.weighted(weights)
     c = open_window(first.windows, "c", weights, *rest, hide_seen=hide_seen, news=news)
     halfway = window_between(first.windows)

@@ -21,7 +21,7 @@ from recsys import metrics
 from recsys.config import RecommenderConfig
 from recsys.notes import Notes
 
-MIN_RANKER_USERS = 30  # fewer taught and judged rankers that lost a third of the blend's ndcg (decision 019)
+MIN_RANKER_USERS = 30  # fewer judged rankers to be good that lost a third of the blend's ndcg (decision 019)
 VALIDATION_SHARE = 0.15
 SURELY = 0.99  # level of the interval: an interval over users leaves out the chance in growing trees
 
@@ -54,13 +54,14 @@ def train_ranker(
         f"{earlier.rows.height + later.rows.height} rows; {earlier.n_dropped + later.n_dropped} users whose taken "
         "items were not among the candidates teach nothing."
     )
-    if later.n_users < MIN_RANKER_USERS:
+    train, validation = parts(earlier, later, config.seed)
+    if (n_judges := validation["user_row"].n_unique()) < MIN_RANKER_USERS:
         notes.add(
-            f"{what}: left out, {MIN_RANKER_USERS} users are needed; lists follow the blend of stage 1.",
+            f"{what}: left out, {n_judges} users would judge it and {MIN_RANKER_USERS} are needed; lists follow the "
+            "blend of stage 1.",
             level=logging.WARNING,
         )
         return None
-    train, validation = parts(earlier, later, config.seed)
     names = feature_names(later.rows, exclude=NOT_FEATURES)
     report_telling(later.rows, names, config.seed, notes, what=what)
     try:

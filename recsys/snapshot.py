@@ -176,7 +176,7 @@ class Snapshot:
     config: RecommenderConfig
     behaviour: Mapping[str, sp.csr_matrix]
     repeats: bool
-    news: bool = False
+    news: bool
     clock: bool = False
     weights: Mapping[str, float] | None = None
 
@@ -283,7 +283,7 @@ def take_snapshot(
     config: RecommenderConfig,
     *,
     repeats: bool,
-    news: bool = False,
+    news: bool,
     clock: bool = False,
     weights: Mapping[str, float] | None = None,
     covisited: sp.csr_matrix | None = None,

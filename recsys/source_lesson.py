@@ -31,7 +31,7 @@ def weigh_sources(
 
     Args:
         candidates: `user_row`, `item_row`, `<source>_rank`.
-        labels: `user_row`, `item_row`, distinct.
+        labels: `user_row`, `item_row`, distinct: what was taken, and could be shown.
         popularity: float32 (n_items,), 0 for an item that nobody took before the window.
     """
     taken = candidates.join(labels, on=["user_row", "item_row"], how="semi")
@@ -50,12 +50,13 @@ def weigh_sources(
 def decide_news(windows: Windows, config: RecommenderConfig, notes: Notes) -> bool:
     """Whether items that nobody took yet are a source of their own: what is taken was often never taken before."""
     share, limit = novelty(windows.labels_b, windows.history_b), config.novelty_limit
-    news = share >= limit
+    common, sought = share >= limit, bool(config.retriever.finding_new)
+    decision = "a source of their own" if common and sought else "no source of their own"
     notes.add(
         f"new items: {share:.0%} of what was taken in window B had never been taken before (limit {limit:.0%}), "
-        f"so items that nobody took yet are {'a source of their own' if news else 'no source of their own'}."
+        f"so items that nobody took yet are {decision}{' (switched off)' if common and not sought else ''}."
     )
-    if windows.kind == "last" and not news:
+    if windows.kind == "last" and not common:
         later = make_windows(pl.concat([windows.history_c, windows.labels_c]), WindowConfig(kind="time"))
         share = novelty(later.labels_c, later.history_c)
         if share >= limit:
@@ -65,4 +66,4 @@ def decide_news(windows: Windows, config: RecommenderConfig, notes: Notes) -> bo
                 'with windows.kind = "time".',
                 level=logging.WARNING,
             )
-    return news
+    return common and sought

@@ -14,7 +14,7 @@ from indexing.covisitation import CovisitationConfig, covisitation
 from indexing.exact import ExactIndex
 from indexing.history import Histories, HistoryConfig, HistoryEncoder
 from indexing.neighbour_cache import NeighbourCache
-from indexing.retriever import SOURCES, Retriever, RetrieverConfig, build_retriever
+from indexing.retriever import SOURCES, NewSource, Retriever, RetrieverConfig, build_retriever
 from indexing.sources import (
     Block,
     LookalikeSource,
@@ -441,6 +441,23 @@ class TestNewItems:
         fewer = make_retriever(RetrieverConfig(**{**DEPTHS, **off, "lexical": 4}), new=self.NEW)
         assert len(fewer.sources["new"][0].sources) == 1
 
+    def test_neighbours_among_new_items_are_remembered_beside_those_among_all(self, monkeypatch):
+        retriever = make_retriever.__wrapped__(new=self.NEW)
+        asked = []
+        search = ExactIndex.search
+
+        def counted(index, queries, k, *, allowed=None):
+            asked.append(len(queries))
+            return search(index, queries, k, allowed=allowed)
+
+        monkeypatch.setattr(ExactIndex, "search", counted)
+        block = Block(histories_of(ASKED), NOTHING, False)
+        of_new = NewSource((retriever.sources["new"][0].sources[-1],), retriever.sources["new"][0].items)
+        for _ in range(2):
+            retriever.sources["similar"][0].open(block, 3)
+            of_new.open(block, 3)
+        assert len(asked) == 2  # one search each, and none the second time
+
     def test_without_new_items_it_proposes_nothing(self):
         found = retrieve(ASKED, retriever=make_retriever(new=()))
         assert np.isnan(found.ranks[:, SOURCES.index("new")]).all()
@@ -460,10 +477,10 @@ class TestBlock:
 
 class TestConfig:
     @pytest.mark.parametrize(
-        "wrong", [{"vector": -1}, dict.fromkeys(SOURCES, 0), dict.fromkeys(SOURCES, 0) | {"repeat": 9}]
+        "wrong", [{"vector": -1}, dict.fromkeys(SOURCES, 0), dict.fromkeys(SOURCES, 0) | {"repeat": 9, "new": 9}]
     )
     def test_refuses_depths_without_a_source(self, wrong):
-        with pytest.raises(ValueError, match="depths must be 0 or more, and one besides repeat above 0"):
+        with pytest.raises(ValueError, match="depths must be 0 or more, and one besides repeat and new above 0"):
             RetrieverConfig(**wrong)
 
     def test_refuses_lists_longer_than_can_be_ranked(self):

@@ -146,7 +146,7 @@ class TestRecommenderConfig:
         with pytest.raises(InvalidConfig, match=f"{name}={value} must be {least} or more"):
             RecommenderConfig(**{name: value})
 
-    @pytest.mark.parametrize("name", ["repeat_limit", "unknown_token_limit"])
+    @pytest.mark.parametrize("name", ["repeat_limit", "novelty_limit", "unknown_token_limit"])
     @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
     def test_refuses_shares_outside_their_range(self, name, value):
         with pytest.raises(InvalidConfig, match=rf"{name}={value} is a share, it must lie in \[0, 1\]"):

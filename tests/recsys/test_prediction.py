@@ -192,7 +192,13 @@ class Sides:
 
     def snapshot(self, history: pl.DataFrame, start: datetime):
         return take_snapshot(
-            self.numbered(history), start.timestamp(), self.towers, self.catalogue, self.config, repeats=False
+            self.numbered(history),
+            start.timestamp(),
+            self.towers,
+            self.catalogue,
+            self.config,
+            repeats=False,
+            news=False,
         )
 
     def features(self, history: pl.DataFrame, start: datetime, users: pl.Series) -> pl.DataFrame:

@@ -139,6 +139,7 @@ def test_few_users_are_scored_where_a_first_look_finds_nothing(catalogue_and_win
     catalogue, window = catalogue_and_window
     n_rows = retrieve(window, config, hide_seen=True).height
     monkeypatch.setattr(module, "FIRST_LOOK_ROWS", n_rows // 3)
+    monkeypatch.setattr(module, "MIN_RANKER_USERS", 1)
     monkeypatch.setattr(module, "earns_its_place", lambda *arguments, first_look=False: not first_look)
     scored = []
 
@@ -153,8 +154,7 @@ def test_few_users_are_scored_where_a_first_look_finds_nothing(catalogue_and_win
     second = train_second_stage(window, window, encoder, catalogue, kept, "cpu", Notes(()), hide_seen=True)
     assert (second.interest is None) == (keep == "earned")
     everybody = training_rows(window, retrieve(window, config, hide_seen=True), None, catalogue, config).n_users
-    assert everybody > module.MIN_RANKER_USERS
-    assert scored == [module.MIN_RANKER_USERS] * 2 if keep == "earned" else [everybody] * 2
+    assert scored == [everybody // 3] * 2 if keep == "earned" else [everybody] * 2
 
 
 @pytest.mark.parametrize("keep", ["earned", "always"])
@@ -283,8 +283,14 @@ class TestRanker:
 
     def test_is_left_out_where_few_users_could_teach_it(self, config):
         notes = Notes(())
-        assert train_ranker(rows_of(200, 0, planted=True), rows_of(19, 1, planted=True), config, notes) is None
-        assert "left out, 30 users are needed" in notes.sentences[-1]
+        assert train_ranker(rows_of(200, 0, planted=True), rows_of(29, 1, planted=True), config, notes) is None
+        assert "left out, 29 users would judge it and 30 are needed" in notes.sentences[-1]
+        assert train_ranker(rows_of(200, 0, planted=True), rows_of(30, 1, planted=True), config, notes) is not None
+
+    def test_is_left_out_where_few_of_the_later_users_are_left_to_judge(self, config):
+        notes = Notes(())
+        assert train_ranker(rows_of(10, 0, planted=True), rows_of(190, 1, planted=True), config, notes) is None
+        assert "left out, 28 users would judge it" in notes.sentences[-1]
 
     def test_learns_from_the_later_window_alone_where_the_earlier_is_empty(self, config):
         ranker = train_ranker(rows_of(0, 0, planted=True), rows_of(200, 1, planted=True), config, Notes(()))

@@ -125,7 +125,7 @@ def fitted(news: Synthetic, tiny_bert: str, before: datetime, **values: object) 
 
 def test_where_what_is_taken_is_new_the_lists_are_too(news: Synthetic, tiny_bert: str, tmp_path: Path) -> None:
     end = news.interactions["timestamp"].max() - timedelta(days=10)
-    made, without = fitted(news, tiny_bert, end), fitted(news, tiny_bert, end, novelty_limit=1.0, retriever={"new": 0})
+    made, without = fitted(news, tiny_bert, end), fitted(news, tiny_bert, end, retriever={"new": 0})
     past = news.interactions.filter(pl.col("timestamp") < end)
     users = past["user_id"].unique().sort()
 
@@ -135,6 +135,7 @@ def test_where_what_is_taken_is_new_the_lists_are_too(news: Synthetic, tiny_bert
 
     assert "new" in made.sources
     assert "new" not in without.sources
+    assert any("no source of their own (switched off)" in note for note in without.notes)
     assert share_of_new(made) > 2 * share_of_new(without)
     alone = made.retrieve(users, 100, sources=["new"])
     assert alone.height > 0
