@@ -25,6 +25,7 @@ BEHAVIOUR = {
     "heads": HeadConfig(n_leaves=5),
     "max_label_users": 90,
     "max_ranker_rows": 4000,
+    "novelty_limit": 0.0,
     "event_grades": ("interaction",),
     "probabilities": True,
 }
