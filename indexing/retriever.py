@@ -5,7 +5,7 @@ the candidates are ranked by in the end is stage 2's business.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -270,7 +270,7 @@ class NewSource:
 
     def open(self, block: Block, n: int) -> Opened:
         """The `n` best of the lists of `n` of all sources; a pair outside them scores zero."""
-        alone = replace(block, blocked=block.blocked | ~self.items)
+        alone = block.only(self.items)
         users, items, ranks = _union([source.open(alone, n) for source in self.sources], block)
         blend = _worths(ranks, np.ones(len(self.sources))).sum(axis=1)
         keys, best = block.keys(users, items), _best_first(users, blend, n)

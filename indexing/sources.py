@@ -5,8 +5,9 @@ A source is opened for a block of users; the opened source holds its best items 
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from indexing.sparse import are_among, distinct, entries_at, keep_largest, large
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+
+Made = TypeVar("Made")
 
 MOST_COMPANY = 500  # items between a history and what is like them: a third of the time where histories are rich
 PAIRS_PER_BLOCK = 4096  # so that the vectors of the pairs scored at once stay in the processor's cache
@@ -35,17 +38,32 @@ class Block:
         hide_seen: whether a user's own items are hidden from him.
         seen: keys (user * n_items + item) of each user's own items, distinct and ascending, int64; none where they
             may be shown.
+        made: what sources made for these users, by the source's identity.
     """
 
     histories: Histories
     blocked: Mask
     hide_seen: bool
     seen: Rows = field(init=False)
+    made: dict[int, tuple[object, Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         histories = self.histories if self.hide_seen else self.histories.slice(0, 0)
         owner = np.repeat(np.arange(len(histories)), histories.lengths)
         object.__setattr__(self, "seen", distinct(self.keys(owner, histories.item_rows.astype(np.int64))))
+
+    def only(self, items: Mask) -> Self:
+        """The same users, shown nothing but these items, bool (n_items,); what was made for them is there already."""
+        narrowed = copy(self)
+        object.__setattr__(narrowed, "blocked", self.blocked | ~items)
+        return narrowed
+
+    def once(self, source: object, make: Callable[[], Made]) -> Made:
+        """What a source makes of the histories alone: made when it is first opened for these users."""
+        if id(source) not in self.made:
+            self.made[id(source)] = (source, make())  # kept alive, so that no other gets its identity
+        made: Made = self.made[id(source)][1]
+        return made
 
     def __len__(self) -> int:
         """Number of users."""
@@ -111,7 +129,7 @@ class VectorSource:
     def open(self, block: Block, n: int) -> Opened:
         """Encode the users and search the index, deeper for those of whom many items are hidden."""
         readable = block.histories.keep(self.searchable)
-        vectors = self.encoder.encode(readable, self.item_vectors)
+        vectors = block.once(self, lambda: self.encoder.encode(readable, self.item_vectors))
         users, items = self._nearest(block, vectors, np.where(readable.lengths > 0, self._depths(block, n), 0))
         shown = block.shown(users, items)
         users, items = users[shown], items[shown]
@@ -164,7 +182,7 @@ class NeighbourSource:
 
     def open(self, block: Block, n: int) -> Opened:
         """List the best of the summed neighbours."""
-        return _opened(self.summed(block.histories), block, n)
+        return _opened(block.once(self, lambda: self.summed(block.histories)), block, n)
 
     def summed(self, histories: Histories) -> sp.csr_matrix:
         """The neighbour rows of each user's history, weighted and summed, CSR (n_users, n_items)."""
@@ -195,11 +213,15 @@ class LookalikeSource:
     alike: sp.csr_matrix
 
     def open(self, block: Block, n: int) -> Opened:
-        """From the history to its company, from there to items with like texts."""
-        near = keep_largest(self.company.summed(block.histories), MOST_COMPANY)
-        shape = (len(block), self.alike.shape[0])
+        """List the best of what is like the company of the history."""
+        return _opened(block.once(self, lambda: self._summed(block.histories)), block, n)
+
+    def _summed(self, histories: Histories) -> sp.csr_matrix:
+        """From the history to its company, from there to items with like texts, CSR (n_users, n_items)."""
+        near = keep_largest(self.company.summed(histories), MOST_COMPANY)
+        shape = (len(histories), self.alike.shape[0])
         texts = sp.csr_matrix((near.data, self.text_rows[near.indices], near.indptr), shape=shape)
-        return _opened(texts @ self.alike, block, n)
+        return texts @ self.alike
 
 
 def _opened(scores: sp.csr_matrix, block: Block, n: int) -> Opened:

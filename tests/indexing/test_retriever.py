@@ -458,6 +458,14 @@ class TestNewItems:
             of_new.open(block, 3)
         assert len(asked) == 2  # one search each, and none the second time
 
+    def test_users_are_encoded_once_for_all_items_and_for_new_ones(self, monkeypatch):
+        encoded = []
+        encode = HistoryEncoder.encode
+        monkeypatch.setattr(HistoryEncoder, "encode", lambda *given: encoded.append(1) or encode(*given))
+        for _ in range(2):
+            retrieve(ASKED, retriever=make_retriever(new=self.NEW))
+        assert len(encoded) == 2  # one block of users each
+
     def test_without_new_items_it_proposes_nothing(self):
         found = retrieve(ASKED, retriever=make_retriever(new=()))
         assert np.isnan(found.ranks[:, SOURCES.index("new")]).all()
