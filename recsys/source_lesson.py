@@ -13,7 +13,8 @@ import polars as pl
 
 from recsys.config import RecommenderConfig
 from recsys.notes import Notes
-from recsys.windows import WindowConfig, Windows, make_windows, novelty
+from recsys.splits import time_split
+from recsys.windows import Windows, novelty
 
 MIN_SOURCE_WEIGHT = 0.05
 WEIGHED_DEPTH = 100
@@ -57,8 +58,8 @@ def decide_news(windows: Windows, config: RecommenderConfig, notes: Notes) -> bo
         f"so items that nobody took yet are {decision}{' (switched off)' if common and not sought else ''}."
     )
     if windows.kind == "last" and not common:
-        later = make_windows(pl.concat([windows.history_c, windows.labels_c]), WindowConfig(kind="time"))
-        share = novelty(later.labels_c, later.history_c)
+        newest = time_split(pl.concat([windows.history_c, windows.labels_c]))
+        share = novelty(newest.test, newest.train)
         if share >= limit:
             notes.add(
                 f"new items: {share:.0%} of the newest interactions are with items that nobody had taken before them, "
