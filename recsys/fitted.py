@@ -6,13 +6,14 @@ every one of them before anything here reads it.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import scipy.sparse as sp
 
 from indexing.encoder import BiEncoder
 from indexing.history import HistoryEncoder
@@ -27,7 +28,7 @@ from recsys.catalogue import Catalogue, user_numbers
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import BundleCorrupt, BundleIncompatible, InvalidConfig
 from recsys.prediction import Probabilities
-from recsys.snapshot import Snapshot, Timelines
+from recsys.snapshot import Snapshot, Timelines, take_snapshot
 from recsys.towers import Towers
 
 STATE = "state.json"
@@ -87,6 +88,19 @@ class Fitted:
     def ranker_for(self, *, hide_seen: bool) -> Ranker | None:
         """The ranker that learnt from lists like those asked for."""
         return self.new_ranker if hide_seen and not self.hide_seen else self.ranker
+
+    def renewed(self, config: RecommenderConfig, behaviour: Mapping[str, sp.csr_matrix] | None) -> "Fitted":
+        """With sources and statistics of what it knows now, made as the fit decided.
+
+        Args:
+            config: of the fit.
+            behaviour: neighbours learnt from the same events; None counts them anew.
+        """
+        snapshot = take_snapshot(
+            self.events, self.as_of, self.towers, self.catalogue, config, repeats=not self.hide_seen, news=self.news,
+            clock=self.window_kind == "last", weights=self.weights, known_behaviour=behaviour,
+        )  # fmt: skip
+        return replace(self, snapshot=snapshot)
 
 
 def write_fitted(fitted: Fitted, config: RecommenderConfig, folder: Path) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from recsys.rebuild.current import utc
 from recsys.rebuild.refresh import carried_items, carried_vectors
 from recsys.requests import item_rows
 from recsys.schema import Table, validate, validate_items
-from recsys.snapshot import take_snapshot
 from recsys.towers import histories_of, likely_queries
 
 CLOCK_SKEW = timedelta(minutes=1)  # by which the clock of another machine may be ahead
@@ -165,7 +164,7 @@ def upsert_items(state: Fitted, items: Table, config: RecommenderConfig) -> Fitt
         text_neighbours=_moved_neighbours(state, catalogue),
     )  # fmt: skip
     wider = {name: _widened(matrix, len(catalogue)) for name, matrix in state.snapshot.behaviour.items()}
-    return _renewed(replace(state, catalogue=catalogue, towers=towers), config, behaviour=wider)
+    return replace(state, catalogue=catalogue, towers=towers).renewed(config, wider)
 
 
 def delete_items(state: Fitted, ids: Iterable[Any]) -> Fitted:
@@ -208,7 +207,7 @@ def delete_users(state: Fitted, ids: Iterable[Any], config: RecommenderConfig) -
         return state, receipt
     if state.interest is not None:
         state.interest.forget()  # scores of their histories lie among the others
-    return _renewed(replace(state, events=events, users=users), config, behaviour=None), receipt
+    return replace(state, events=events, users=users).renewed(config, None), receipt
 
 
 def update_interactions(state: Fitted, interactions: Table, config: RecommenderConfig, now: datetime) -> Fitted:
@@ -246,16 +245,7 @@ def update_interactions(state: Fitted, interactions: Table, config: RecommenderC
         )  # fmt: skip
     events = pl.concat([state.events, added.select(state.events.columns)]).sort("seconds", maintain_order=True)
     as_of = max(state.as_of, float(events["seconds"][-1]) + 1.0)
-    return _renewed(replace(state, events=events, as_of=as_of), config, behaviour=state.snapshot.behaviour)
-
-
-def _renewed(state: Fitted, config: RecommenderConfig, *, behaviour: Any) -> Fitted:
-    """The sources and statistics of a changed fit; with `behaviour` None its neighbours are counted anew."""
-    snapshot = take_snapshot(
-        state.events, state.as_of, state.towers, state.catalogue, config, repeats=not state.hide_seen,
-        news=state.news, clock=state.window_kind == "last", weights=state.weights, known_behaviour=behaviour,
-    )  # fmt: skip
-    return replace(state, snapshot=snapshot)
+    return replace(state, events=events, as_of=as_of).renewed(config, state.snapshot.behaviour)
 
 
 def _widened(matrix: sp.csr_matrix, n: int) -> sp.csr_matrix:

@@ -92,7 +92,7 @@ def earns_its_place(
     """Whether a ranker that reads the interest score is surely better on the later window than one that does not.
 
     The one that does not may learn from everybody in window B; the other has lost those who taught the interest model.
-    Every request pays for the score, so being as good is not enough.
+    Every request pays for the score, so being as good is not enough, nor is it where too few users judge a ranker.
 
     Args:
         earlier: labelled rows of window B with the interest score, the pupils' rows too.
@@ -102,9 +102,16 @@ def earns_its_place(
         notes: gets what was found.
         first_look: the rows are those of some users only, and to be better on average will do.
     """
-    if config.keep_interest == "always" or later.n_users < MIN_RANKER_USERS:
+    if config.keep_interest == "always":
         return True
     learnt, held_out = parts(without_users(earlier, pupils), later, config.seed)
+    if (n_judges := held_out["user_row"].n_unique()) < MIN_RANKER_USERS:
+        if not first_look:
+            notes.add(
+                f"interest score: left out, {n_judges} users would judge it and {MIN_RANKER_USERS} are needed "
+                '(keep_interest = "always" keeps it).'
+            )
+        return first_look
     plain = parts(earlier, later, config.seed)[0]
     with_it = _ndcg_learnt(learnt, held_out, config)
     without = _ndcg_learnt(without_interest(plain), without_interest(held_out), config)

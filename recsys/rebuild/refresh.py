@@ -28,7 +28,7 @@ from recsys.fitted import Fitted
 from recsys.pipeline import to_events
 from recsys.rebuild.features import check_refreshed
 from recsys.schema import Tables
-from recsys.snapshot import places_of, take_snapshot
+from recsys.snapshot import places_of
 from recsys.splits import end_of
 from recsys.towers import Towers, configured_index, histories_of, item_space, likely_queries
 
@@ -110,11 +110,6 @@ def refresh(
         _carried(parent, catalogue, text_vectors, events, config, device),
         text_neighbours=_text_neighbours(read, catalogue, config),
     )
-    snapshot = take_snapshot(
-        events, moment.timestamp(), towers, catalogue, config,
-        repeats=not parent.hide_seen, news=parent.news, clock=parent.window_kind == "last", weights=parent.weights,
-        known_behaviour=_known_behaviour(parent, catalogue, events),
-    )  # fmt: skip
     old = parent.catalogue
     added = int((old.rows_of(tables.items["item_id"]) < 0).sum())
     counts = Counts(
@@ -123,10 +118,11 @@ def refresh(
         users=events["user_id"].n_unique(), forgotten=_forgotten(parent, events, tables.users),
         interactions=events.height, late=late,
     )  # fmt: skip
-    fitted = replace(
-        parent, catalogue=catalogue, events=events, users=tables.users, towers=towers, snapshot=snapshot,
+    changed = replace(
+        parent, catalogue=catalogue, events=events, users=tables.users, towers=towers,
         as_of=moment.timestamp(), notes=_notes(parent.notes, moment),
     )  # fmt: skip
+    fitted = changed.renewed(config, _known_behaviour(parent, catalogue, events))
     check_refreshed(fitted, parent, config)
     return Refreshed(fitted, counts)
 

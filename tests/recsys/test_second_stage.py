@@ -15,7 +15,7 @@ from recsys.catalogue import Catalogue
 from recsys.config import config_from_dict
 from recsys.notes import Notes
 from recsys.pipeline import graded, open_window, to_events
-from recsys.ranker_lesson import earns_its_place, stacked, train_ranker, without_users
+from recsys.ranker_lesson import MIN_RANKER_USERS, earns_its_place, stacked, train_ranker, without_users
 from recsys.schema import validate
 from recsys.second_stage import (
     LabelWindow,
@@ -132,6 +132,15 @@ def test_a_first_look_asks_for_better_lists_on_average_only(config):
     assert not notes.sentences
     assert not earns_its_place(*weak, nobody, config, notes)
     assert "left out" in notes.sentences[-1]
+
+
+def test_an_interest_score_that_few_would_judge_is_left_out_but_not_at_first_look(config):
+    earlier, later = (labelled(MIN_RANKER_USERS - 1, informative=True, seed=seed) for seed in (0, 1))
+    nobody, notes = np.zeros(0, dtype=np.int32), Notes(())
+    assert earns_its_place(earlier, later, nobody, config, notes, first_look=True)
+    assert not notes.sentences
+    assert not earns_its_place(earlier, later, nobody, config, notes)
+    assert f"{MIN_RANKER_USERS - 1} users would judge it" in notes.sentences[-1]
 
 
 @pytest.mark.parametrize("keep", ["earned", "always"])
