@@ -24,9 +24,9 @@ class EaseConfig:
     Attributes:
         regularization: added to the diagonal of the co-occurrence counts; the larger, the more popular the neighbours.
         n_neighbours: weights kept per item.
-        max_items: where more items than this have interactions the source is left out. The solve holds 4 bytes times
-            the square of their number (15,000: 0.9 GB) and takes time with its third power (12,000: about half a
-            minute on two cores).
+        max_items: of those with interactions, the most often taken ones that take part; where a fit sees more it leaves
+            the source out. The solve holds 4 bytes times the square of their number (15,000: 0.9 GB) and takes time
+            with its third power (12,000: about half a minute on two cores).
     """
 
     regularization: float = 300.0
@@ -40,7 +40,7 @@ class EaseConfig:
             raise ValueError(f"ease: n_neighbours must be at least 1 and max_items 0 or more, got {self}")
 
 
-def ease(histories: Histories, n_items: int, config: EaseConfig) -> sp.csr_matrix | None:
+def ease(histories: Histories, n_items: int, config: EaseConfig) -> sp.csr_matrix:
     """Weights B of the linear model X = XB with zero diagonal, X being who took what.
 
     With P = (X'X + regularization * I)^-1 and X binary, B[i, j] = -P[i, j] / P[j, j] for i != j. The solve is exact,
@@ -51,25 +51,25 @@ def ease(histories: Histories, n_items: int, config: EaseConfig) -> sp.csr_matri
     Args:
         histories: who took what; order and repeats do not matter.
         n_items: rows of the items table.
-        config: regularisation, neighbours kept, largest catalogue.
+        config: regularisation, neighbours kept, items that take part.
 
     Returns:
-        float32 CSR (n_items, n_items) with at most `n_neighbours` entries a row; None where more than `max_items` items
-        have interactions.
+        float32 CSR (n_items, n_items) with at most `n_neighbours` entries a row, none for items that take no part.
     """
-    taken, columns = np.unique(histories.item_rows, return_inverse=True)
-    if len(taken) > config.max_items:
-        return None
-    gram = _gram(histories, columns, len(taken))
+    taken, counts = np.unique(histories.item_rows, return_counts=True)
+    taken = np.sort(taken[np.argsort(-counts, kind="stable")[: config.max_items]])
+    gram = _gram(histories, taken)
     gram[np.diag_indices_from(gram)] += config.regularization
     weights = _weights(_inverse(gram), config.n_neighbours)
     return _among_all(weights, taken, n_items)
 
 
-def _gram(histories: Histories, columns: npt.NDArray[np.int64], n_taken: int) -> npt.NDArray[np.float32]:
+def _gram(histories: Histories, taken: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
     """How many users took both items of a pair, dense (n_taken, n_taken) in Fortran order for LAPACK."""
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
-    shape = (len(histories), n_taken)
+    chosen = np.isin(histories.item_rows, taken)
+    owner = np.repeat(np.arange(len(histories)), histories.lengths)[chosen]
+    columns = np.searchsorted(taken, histories.item_rows[chosen])
+    shape = (len(histories), len(taken))
     binary = sp.csr_matrix((np.ones(len(owner), dtype=np.float32), (owner, columns)), shape=shape)
     binary.data[:] = 1.0  # repeats were summed
     return np.asarray((binary.T @ binary).toarray(order="F"), dtype=np.float32)
@@ -102,7 +102,7 @@ def _weights(inverse: npt.NDArray[np.float32], n_neighbours: int) -> sp.csr_matr
 
 
 def _among_all(weights: sp.csr_matrix, taken: npt.NDArray[np.int32], n_items: int) -> sp.csr_matrix:
-    """The same weights among all items; those without interactions have none."""
+    """The same weights among all items; those that took no part have none."""
     lengths = np.zeros(n_items, dtype=np.int64)
     lengths[taken] = np.diff(weights.indptr)
     indptr = np.concatenate([[0], np.cumsum(lengths)])

@@ -131,7 +131,7 @@ def _prepared(scored: pl.DataFrame, rules: ListRules, pins: pl.DataFrame, histor
 
 
 def _fill(growing: "_GrowingList", k: int, pinned: dict[int, int]) -> list[tuple[int, str]]:
-    """Candidates by place, best first, each with the rules behind it."""
+    """Candidates by place, best first, each with the rules behind it; those pinned beyond `k` come last."""
     for candidate in pinned.values():
         growing.place(candidate)
     listed = []
@@ -141,7 +141,7 @@ def _fill(growing: "_GrowingList", k: int, pinned: dict[int, int]) -> list[tuple
         elif (best := growing.best()) >= 0:
             listed.append((best, ", ".join(growing.reasons(best))))
             growing.place(best)
-    return listed
+    return listed + [(pinned[position], "pinned") for position in sorted(pinned) if position > k]
 
 
 class _GrowingList:

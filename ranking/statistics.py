@@ -151,13 +151,13 @@ def _group_trend(short: str, long: str, key: str) -> pl.Expr:
 
 
 def _clocks(history: pl.DataFrame, groups: pl.DataFrame) -> list[pl.Series]:
-    """The columns `CLOCKS`: how much more often than all together items and categories are taken at a time, or none.
+    """The columns `CLOCKS`: how much more often than all together items and categories are taken at a time.
 
-    None where all events lie at one time of the day: such times are dates.
+    NaN where all events lie at one time of the day: such times are dates.
     """
     seconds, items = history["seconds"].to_numpy(), history[ITEM].to_numpy()
     if not len(seconds) or np.ptp(seconds % DAY) == 0.0:
-        return []
+        seconds, items = seconds[:0], items[:0]  # a date says nothing of hours
     times = {"hour": ((seconds % DAY // 3600).astype(np.int64), 24), "weekday": ((seconds // DAY % 7).astype(int), 7)}
     rows = {"item": np.arange(groups.height)}
     if "category" in groups.columns:
@@ -178,8 +178,8 @@ def _lifts(
     """
     places = codes.astype(np.int64) * n_slots + slots
     counts = np.bincount(places, minlength=n_codes * n_slots).reshape(n_codes, n_slots)
-    usual = counts.sum(axis=0) / counts.sum()
     total = counts.sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
+        usual = counts.sum(axis=0) / counts.sum()
         lifts = (counts + CLOCK_PRIOR * usual) / (total + CLOCK_PRIOR) / usual
     return np.where(total > 0, lifts, np.nan).astype(np.float32)

@@ -4,6 +4,8 @@ One implementation for training and serving. What is known at a moment is `recsy
 are `ranking/`.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -34,8 +36,8 @@ def candidate_columns(
     """Retrieve for every user and describe each candidate: stage-1 scores, interest score, behavioural features.
 
     Returns:
-        `user_row`, `item_row`, `stage1_score`, `<source>_score`, `<source>_rank`, `interest_score`, `interest_rank` and
-        what `ranking.features.build_features` and `ranking.similarity.add_similarity` add.
+        `user_row`, `item_row`, `stage1_score`, `stage1_rank`, `<source>_score`, `<source>_rank`, `interest_score`,
+        `interest_rank` and what `ranking.features.build_features` and `ranking.similarity.add_similarity` add.
     """
     candidates = snapshot.retriever.retrieve(
         people.histories, blocked=blocked, hide_seen=hide_seen, n_candidates=n_candidates, progress=progress
@@ -53,7 +55,14 @@ def describe(
     *,
     progress: bool = False,
 ) -> Columns:
-    """Add interest score and behavioural features to candidates, which lie best first for each user."""
+    """Add interest score and behavioural features to candidates, which lie best first for each user.
+
+    Raises:
+        ValueError: the snapshot knows what lies after the moment of a user.
+    """
+    moments = people.moments["moment"].to_numpy()
+    if not snapshot.clock and (moments < snapshot.moment).any():
+        raise ValueError(f"the snapshot, of {snapshot.moment}, is later than the moment of a user, {moments.min()}")
     if interest is not None:
         columns = add_interest(columns, people, interest, catalogue, config, progress=progress)
     columns = build_features(columns, people.history, snapshot.table, people.moments, config.features, snapshot.kinds)
@@ -67,9 +76,16 @@ def to_columns(candidates: Candidates) -> Columns:
     scores, ranks = np.ascontiguousarray(candidates.scores.T), np.ascontiguousarray(candidates.ranks.T)
     users, items = candidates.users.astype(np.int32), candidates.items.astype(np.int32)
     named: Columns = {"user_row": users, "item_row": items, "stage1_score": candidates.blend}
+    named["stage1_rank"] = (place_in_runs(candidates.users) + 1).astype(np.float32)
     for row, name in enumerate(candidates.sources):
         named |= {f"{name}_score": scores[row], f"{name}_rank": ranks[row]}
     return named
+
+
+def source_names(columns: Iterable[str]) -> list[str]:
+    """The sources whose ranks are among the columns."""
+    named = (name.removesuffix("_rank") for name in columns if name.endswith("_rank"))
+    return [name for name in named if name not in ("stage1", "interest")]
 
 
 def to_frame(columns: Columns) -> pl.DataFrame:

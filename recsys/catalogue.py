@@ -94,6 +94,12 @@ class Catalogue:
         return self.items["item_id"].gather(rows)
 
 
+def crowded_columns(table: pl.DataFrame, ignore_columns: Sequence[str]) -> list[str]:
+    """Text columns, beside those with a meaning of their own, with too many values to be groups."""
+    extra = [name for name in table.columns if name not in (*CORE, "user_id", *ignore_columns)]
+    return [name for name in extra if _is_text(table[name]) and table[name].n_unique() > MAX_GROUPS]
+
+
 def user_numbers(users: pl.DataFrame | None) -> pl.DataFrame | None:
     """`user_id` and Float32 columns `user__*`, None where there is none; text becomes codes in order of the values."""
     if users is None:
@@ -115,8 +121,11 @@ def _numbers(table: pl.DataFrame, names: Sequence[str], *, prefix: str) -> list[
 
 def _is_group(column: pl.Series) -> bool:
     """Whether a column is text that puts rows into a manageable number of groups."""
-    textual = column.dtype in (pl.String, pl.Categorical) or isinstance(column.dtype, pl.Enum)
-    return textual and 1 < column.n_unique() <= MAX_GROUPS
+    return _is_text(column) and 1 < column.n_unique() <= MAX_GROUPS
+
+
+def _is_text(column: pl.Series) -> bool:
+    return column.dtype in (pl.String, pl.Categorical) or isinstance(column.dtype, pl.Enum)
 
 
 def _codes(column: pl.Series) -> pl.Series:

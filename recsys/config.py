@@ -23,7 +23,7 @@ from indexing.warm_up import WarmUpConfig
 from ranking.features import FeatureConfig
 from ranking.interest import InterestConfig
 from ranking.probability import HeadConfig
-from ranking.ranker import RankerConfig
+from ranking.ranker import MAX_LABEL, RankerConfig
 from recsys.errors import InvalidConfig
 from recsys.windows import WindowConfig
 
@@ -121,6 +121,8 @@ class RecommenderConfig:
             raise InvalidConfig(f'unknown_items={self.unknown_items!r} must be "drop" or "raise"')
         if self.keep_interest not in ("earned", "always"):
             raise InvalidConfig(f'keep_interest={self.keep_interest!r} must be "earned" or "always"')
+        if len(set(self.event_grades)) < len(self.event_grades) or len(self.event_grades) > MAX_LABEL:
+            raise InvalidConfig(f"event_grades={self.event_grades!r} must be at most {MAX_LABEL} different kinds")
 
 
 def read_config(path: str | Path) -> RecommenderConfig:

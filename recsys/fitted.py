@@ -98,7 +98,8 @@ class Fitted:
         """
         snapshot = take_snapshot(
             self.events, self.as_of, self.towers, self.catalogue, config, repeats=not self.hide_seen, news=self.news,
-            clock=self.window_kind == "last", weights=self.weights, known_behaviour=behaviour,
+            with_ease="ease" in self.snapshot.behaviour, clock=self.window_kind == "last", weights=self.weights,
+            known_behaviour=behaviour,
         )  # fmt: skip
         return replace(self, snapshot=snapshot)
 

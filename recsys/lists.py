@@ -15,7 +15,7 @@ from indexing.blocks import AT_ONCE, map_blocks
 from ranking.features import Columns
 from ranking.rerank import best_places
 from recsys.arguments import FilterSeen, hide_seen, positive
-from recsys.candidates import candidate_columns, to_frame
+from recsys.candidates import candidate_columns, source_names, to_frame
 from recsys.config import RecommenderConfig
 from recsys.fitted import Fitted
 from recsys.rules import ReadyRules, Rules, arrange, prepare_rules
@@ -150,7 +150,7 @@ def scored_candidates(
 
 def with_source(frame: pl.DataFrame) -> pl.DataFrame:
     """Add `source`: the names of the sources that proposed the item, joined by "+", then the rules behind its place."""
-    names = [name.removesuffix("_rank") for name in frame.columns if name.endswith("_rank") and name != "interest_rank"]
+    names = source_names(frame.columns)
     proposed = [pl.when(pl.col(f"{name}_rank").is_not_null()).then(pl.lit(name)) for name in names]
     source = pl.concat_str(proposed, separator="+", ignore_nulls=True)
     if "rules" in frame.columns:

@@ -7,6 +7,7 @@ what is changed here must be changed there too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -25,12 +26,14 @@ from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.errors import InvalidData
 from recsys.fitted import Fitted
-from recsys.pipeline import to_events
+from recsys.pipeline import strange_kinds, to_events
 from recsys.rebuild.current import utc
 from recsys.rebuild.refresh import carried_items, carried_vectors
 from recsys.requests import item_rows
 from recsys.schema import Table, validate, validate_items
 from recsys.towers import histories_of, likely_queries
+
+log = logging.getLogger("recsys")
 
 CLOCK_SKEW = timedelta(minutes=1)  # by which the clock of another machine may be ahead
 
@@ -232,6 +235,8 @@ def update_interactions(state: Fitted, interactions: Table, config: RecommenderC
             table="interactions", column="user_id", rule=f"is {found}, the model was fitted with {kind}",
             remedy="spell the ids as at the fit",
         )  # fmt: skip
+    if sentence := strange_kinds(tables.interactions, state.towers.event_kinds):
+        log.warning(sentence)
     given = to_events(tables.interactions, state.catalogue, state.towers.event_kinds)
     same = ["user_id", "item_row", "seconds", "event_row"]
     added = given.unique(maintain_order=True).join(state.events, on=same, how="anti")

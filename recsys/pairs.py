@@ -27,6 +27,8 @@ def pair_probabilities(state: Fitted, pairs: Pairs, event: str | None, config: R
     """`user_id`, `item_id`, `probability` in the order of the pairs; see `Recommender.predict_proba`."""
     made = probabilities_of(state)
     name = ANY if event is None else event
+    if not made.heads:
+        raise InvalidConfig("no probabilities could be learnt from these interactions; `notes` says what was missing")
     if name not in made.heads:
         raise InvalidConfig(
             f"event={name!r}: there are probabilities of {list(made.heads)}; `notes` says what was left out"

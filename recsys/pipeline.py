@@ -9,23 +9,25 @@ that learnt from what lies before the items which they score.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from ranking.interest import InterestModel
+from indexing.encoder import BiEncoder
 from recsys.candidates import candidate_columns, to_frame
-from recsys.catalogue import Catalogue, user_numbers
+from recsys.catalogue import MAX_GROUPS, Catalogue, crowded_columns, user_numbers
 from recsys.config import RecommenderConfig
+from recsys.errors import InvalidConfig
 from recsys.fitted import Fitted
 from recsys.notes import Notes
 from recsys.prediction import Probabilities, learn_probabilities
+from recsys.requests import known_people
 from recsys.schema import Tables
 from recsys.second_stage import LabelWindow, SecondStage, report_drift, retrieve, train_second_stage
-from recsys.snapshot import Snapshot, gather_people, take_snapshot
-from recsys.source_lesson import decide_news, weigh_sources
+from recsys.snapshot import gather_people, take_snapshot
+from recsys.source_lesson import decide_ease, decide_news, weigh_sources
 from recsys.splits import end_of
 from recsys.towers import Towers, covisitation_of, learn_towers, load_encoder, prepare_encoder, renew_towers
 from recsys.windows import Windows, make_windows, moments, window_between
@@ -91,6 +93,7 @@ class Learnt:
         second: interest model and rankers.
         probabilities: heads of `predict_proba`, or None.
         news: whether items that nobody took yet are a source.
+        ease: whether EASE is.
         weights: of the sources in the blend.
         notes: what was decided.
     """
@@ -98,6 +101,7 @@ class Learnt:
     second: SecondStage
     probabilities: Probabilities | None
     news: bool
+    ease: bool
     weights: Mapping[str, float]
     notes: tuple[str, ...]
 
@@ -146,18 +150,25 @@ def learn_first_stage(tables: Tables, config: RecommenderConfig, device: str) ->
         tables: validated.
         config: everything else.
         device: resolved.
+
+    Raises:
+        InvalidConfig: an encoder that cannot be had, or settings that it does not allow.
     """
     notes = Notes(tables.notes)
     catalogue = Catalogue.of(tables.items, ignore_columns=config.ignore_columns)
     absent = [name for name in config.ignore_columns if name not in tables.items.columns]
     if absent:
         notes.add(f"ignore_columns: the items have no column {', '.join(absent)}.", level=logging.WARNING)
+    for name, table in (("items", tables.items), ("users", tables.users)):
+        if table is not None and (crowded := crowded_columns(table, config.ignore_columns)):
+            notes.add(f"{name}: no features of {', '.join(crowded)}, text of more than {MAX_GROUPS} different values.")
     windows = make_windows(tables.interactions, config.windows)
     notes.add(f"windows: {windows.kind}. {windows.reason}")
     hide_seen = decide_seen(tables.interactions, config, notes)
     encoder = load_encoder(config, device)
+    check_interest(encoder, config)
     readable = prepare_encoder(encoder, catalogue, config, notes)
-    kinds = tuple(windows.history_b["event"].unique().sort())
+    kinds = tuple(tables.interactions["event"].unique().sort())  # no window may meet a kind without a number
     before_b = to_events(windows.history_b, catalogue, kinds)
     covisited = covisitation_of(before_b, catalogue, config)
     towers = learn_towers(
@@ -177,6 +188,14 @@ def learn_first_stage(tables: Tables, config: RecommenderConfig, device: str) ->
     )
 
 
+def check_interest(encoder: BiEncoder, config: RecommenderConfig) -> None:
+    """Refuse, before anything is trained, pairs that are longer than the encoder's layers can read."""
+    body: Any = encoder.model[0]
+    limit, asked = body.auto_model.config.max_position_embeddings, config.interest.max_tokens
+    if config.n_interest and asked > limit:
+        raise InvalidConfig(f"interest.max_tokens={asked} is over the {limit} tokens that {config.encoder.model} reads")
+
+
 def learn_second_stage(first: FirstStage, config: RecommenderConfig) -> Learnt:
     """Worth of the sources, interest model, rankers and heads, from windows B and C.
 
@@ -184,23 +203,25 @@ def learn_second_stage(first: FirstStage, config: RecommenderConfig) -> Learnt:
         first: learnt with the same `first_stage_settings`; it stays as it is.
         config: everything else.
     """
+    check_interest(first.towers.encoder, config)
     notes = Notes(())
     report_grades(first.tables.interactions, config.event_grades, notes)
     towers, catalogue, numbers, hide_seen = first.towers, first.catalogue, first.numbers, first.hide_seen
     rest = (towers, catalogue, numbers, config)
-    news = decide_news(first.windows, config, notes)
-    b = open_window(first.windows, "b", {}, *rest, hide_seen=hide_seen, news=news, covisited=first.covisited)
+    news, ease = decide_news(first.windows, config, notes), decide_ease(first.tables.interactions, config, notes)
+    decided: dict[str, Any] = {"hide_seen": hide_seen, "news": news, "ease": ease}
+    b = open_window(first.windows, "b", {}, *rest, **decided, covisited=first.covisited)
     some = b.head(WEIGHED_USERS)
     wanted = some.labels
     if hide_seen:
         wanted = wanted.join(some.people.history, on=["user_row", "item_row"], how="anti")
     weights = weigh_sources(retrieve(some, config, hide_seen=hide_seen), wanted, some.snapshot.popularity)
     b = b.weighted(weights)
-    c = open_window(first.windows, "c", weights, *rest, hide_seen=hide_seen, news=news)
+    c = open_window(first.windows, "c", weights, *rest, **decided)
     halfway = window_between(first.windows)
     between = None
     if halfway is not None:
-        between = open_window(halfway, "b", weights, *rest, hide_seen=hide_seen, news=news)
+        between = open_window(halfway, "b", weights, *rest, **decided)
     encoder = towers.encoder if first.readable else None
     second = train_second_stage(
         b, c, encoder, catalogue, config, first.device, notes, between=between, hide_seen=hide_seen
@@ -211,7 +232,7 @@ def learn_second_stage(first: FirstStage, config: RecommenderConfig) -> Learnt:
         probabilities = learn_probabilities(
             first.windows, snapshots, first.events, numbers, catalogue, config, notes, hide_seen=hide_seen
         )
-    return Learnt(second, probabilities, news, weights, tuple(notes.sentences))
+    return Learnt(second, probabilities, news, ease, weights, tuple(notes.sentences))
 
 
 def renew_first_stage(first: FirstStage, config: RecommenderConfig) -> Renewed:
@@ -231,13 +252,10 @@ def as_of_the_end(first: FirstStage, learnt: Learnt, renewed: Renewed, config: R
     second, events, as_of = learnt.second, renewed.events, windows.end.timestamp()
     now = take_snapshot(
         events, as_of, renewed.towers, catalogue, config,
-        repeats=not hide_seen, news=learnt.news, clock=windows.kind == "last", weights=learnt.weights,
-        covisited=renewed.covisited,
+        repeats=not hide_seen, news=learnt.news, with_ease=learnt.ease, clock=windows.kind == "last",
+        weights=learnt.weights, covisited=renewed.covisited,
     )  # fmt: skip
-    if second.ranker is not None:
-        served = rows_of_now(events, as_of, now, second.interest, catalogue, first.numbers, config, hide_seen=hide_seen)
-        report_drift(second.recent, served, config.seed, notes)
-    return Fitted(
+    fitted = Fitted(
         catalogue=catalogue,
         events=events,
         users=first.tables.users,
@@ -252,28 +270,22 @@ def as_of_the_end(first: FirstStage, learnt: Learnt, renewed: Renewed, config: R
         hide_seen=hide_seen,
         news=learnt.news,
         weights=learnt.weights,
-        notes=tuple(notes.sentences),
+        notes=(),
     )
+    if second.ranker is not None:
+        report_drift(second.recent, rows_of_now(fitted, config), config.seed, notes)
+    return replace(fitted, notes=tuple(notes.sentences))
 
 
-def rows_of_now(
-    events: pl.DataFrame,
-    as_of: float,
-    snapshot: Snapshot,
-    interest: InterestModel | None,
-    catalogue: Catalogue,
-    numbers: pl.DataFrame | None,
-    config: RecommenderConfig,
-    *,
-    hide_seen: bool,
-) -> pl.DataFrame:
+def rows_of_now(fitted: Fitted, config: RecommenderConfig) -> pl.DataFrame:
     """Candidate rows of some users as they would be served."""
-    users = events["user_id"].unique().sort()
-    people = gather_people(events, users.sample(min(DRIFT_USERS, len(users)), seed=config.seed), as_of, numbers)
-    nothing = np.zeros(len(catalogue), dtype=np.bool_)
-    return to_frame(
-        candidate_columns(people, snapshot, interest, catalogue, config, blocked=nothing, hide_seen=hide_seen)
-    )
+    users = fitted.timelines.user_ids
+    people = known_people(fitted, users.sample(min(DRIFT_USERS, len(users)), seed=config.seed))
+    columns = candidate_columns(
+        people, fitted.snapshot, fitted.interest, fitted.catalogue, config,
+        blocked=np.zeros(len(fitted.catalogue), dtype=np.bool_), hide_seen=fitted.hide_seen,
+    )  # fmt: skip
+    return to_frame(columns)
 
 
 def to_events(interactions: pl.DataFrame, catalogue: Catalogue, kinds: tuple[str, ...]) -> pl.DataFrame:
@@ -288,6 +300,18 @@ def to_events(interactions: pl.DataFrame, catalogue: Catalogue, kinds: tuple[str
         seconds=pl.col("timestamp").dt.epoch("us") / 1e6,
         event_row=pl.col("event").replace_strict(codes, default=0, return_dtype=pl.Int16),
         weight=pl.col("weight").cast(pl.Float32),
+    )
+
+
+def strange_kinds(interactions: pl.DataFrame, kinds: tuple[str, ...]) -> str:
+    """A sentence about events of kinds that were not there at the fit; empty where there are none."""
+    strange = interactions["event"].filter(~interactions["event"].is_in(kinds))
+    if strange.is_empty():
+        return ""
+    names = ", ".join(map(repr, strange.unique().sort()))
+    return (
+        f"{len(strange)} interactions are of kinds that were not there at the fit, {names}, and count as {kinds[0]!r}; "
+        "fit again to tell them apart."
     )
 
 
@@ -327,6 +351,7 @@ def open_window(
     *,
     hide_seen: bool,
     news: bool,
+    ease: bool,
     covisited: sp.csr_matrix | None = None,
 ) -> LabelWindow:
     """Everything as of the start of window B or C, and its labels. Nothing in the window can change the former.
@@ -342,7 +367,8 @@ def open_window(
     moment = (start or end_of(history)).timestamp()
     snapshot = take_snapshot(
         events, moment, towers, catalogue, config,
-        repeats=not hide_seen, news=news, clock=windows.kind == "last", weights=weights, covisited=covisited,
+        repeats=not hide_seen, news=news, with_ease=ease, clock=windows.kind == "last", weights=weights,
+        covisited=covisited,
     )  # fmt: skip
     known = moments(history.join(labels, on="user_id", how="semi"), windows.kind, start).sort("user_id")
     known = known.sample(min(known.height, config.max_label_users), shuffle=True, seed=config.seed)

@@ -1,7 +1,7 @@
 """Will this user take this item: the rows that the heads learn from, the heads of a fit, and asking them.
 
 Owns which users and pairs are drawn, with which weights, and which users serve for training, calibration and report.
-What a pair looks like is `recsys/snapshot.py`, what a head is `ranking/probability.py`.
+What a pair looks like is `recsys/candidates.py`, what a head is `ranking/probability.py`.
 """
 
 import json
@@ -319,10 +319,11 @@ def _enough(stages: Mapping[str, pl.DataFrame], event: str, notes: Notes) -> boo
     """Whether every stage has enough pairs that were taken and any that were not; if not, a note says so."""
     found = {name: int(stages[name]["label"].sum()) for name in MIN_POSITIVES}
     enough = all(least <= found[name] < stages[name].height for name, least in MIN_POSITIVES.items())
+    enough &= not stages["validation"].is_empty()
     if not enough:
         counts = ", ".join(f"{found[name]} for {name} ({least} needed)" for name, least in MIN_POSITIVES.items())
         notes.add(f"probabilities: event {event!r} is left out, taken pairs: {counts}.", level=logging.WARNING)
-    return enough and not stages["validation"].is_empty()
+    return enough
 
 
 def _learn_head(stages: Mapping[str, pl.DataFrame], features: list[str], config: RecommenderConfig) -> ProbabilityHead:

@@ -104,7 +104,8 @@ def earns_its_place(
     """
     if config.keep_interest == "always":
         return True
-    learnt, held_out = parts(without_users(earlier, pupils), later, config.seed)
+    others = without_users(earlier, pupils)
+    learnt, held_out = parts(others, later, config.seed)
     if (n_judges := held_out["user_row"].n_unique()) < MIN_RANKER_USERS:
         if not first_look:
             notes.add(
@@ -112,7 +113,8 @@ def earns_its_place(
                 '(keep_interest = "always" keeps it).'
             )
         return first_look
-    plain = parts(earlier, later, config.seed)[0]
+    # Both learn from the same users of the later window.
+    plain = parts(replace(earlier, n_users=others.n_users), later, config.seed)[0]
     with_it = _ndcg_learnt(learnt, held_out, config)
     without = _ndcg_learnt(without_interest(plain), without_interest(held_out), config)
     difference, low, high = metrics.paired_bootstrap(with_it, without, level=SURELY, seed=config.seed)

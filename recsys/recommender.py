@@ -1,7 +1,7 @@
 """The door: `Recommender`.
 
 Owns the public verbs, checks what comes in and gives back frames in the caller's library. What a fit does is
-`recsys/pipeline.py`; what a candidate looks like is `recsys/snapshot.py`.
+`recsys/pipeline.py`; what a candidate looks like is `recsys/candidates.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

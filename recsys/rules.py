@@ -79,7 +79,8 @@ class Rules:
             _check_factors(column, factors)
         for position in self.pins:
             positive(position, "rules.pins: position")
-        if len(set(self.pins.values())) < len(self.pins):
+        pinned = list(self.pins.values())
+        if any(pinned.count(item) > 1 for item in pinned):
             raise InvalidConfig(f"rules.pins={dict(self.pins)!r}: an item can be pinned once; leave one of them out")
 
 
@@ -241,6 +242,10 @@ def _inside(column: pl.Series, name: str, bounds: tuple[Any, ...]) -> pl.Series:
     if len(bounds) != 2:
         raise InvalidConfig(f"rules.where[{name!r}]={bounds!r} must be (least, most), or a list of values")
     inside = column.is_not_null()
+    if not inside.any():
+        raise InvalidConfig(f"rules.where[{name!r}]: no item has a value there to go by; leave it out")
+    if any(isinstance(bound, float) and math.isnan(bound) for bound in bounds):
+        raise InvalidConfig(f"rules.where[{name!r}]={bounds!r}: NaN is no bound; give None where there is none")
     try:
         least, most = (_bound(column, bound) for bound in bounds)
         if least is not None and most is not None and not least <= most:
@@ -262,10 +267,12 @@ def _values(column: pl.Series, name: str, values: Iterable[Any], rule: str) -> p
     """Values of a column as its type, every one of which some item has."""
     listed = list(values)
     try:
-        given = pl.Series(name, listed).cast(column.dtype) if listed else pl.Series(name, [], dtype=column.dtype)
+        asked = pl.Series(name, listed) if listed else pl.Series(name, [], dtype=column.dtype)
+        given = asked.cast(column.dtype)
+        same = given.cast(asked.dtype) == asked if asked.dtype.is_float() else given.is_not_null()  # 4.9 is no 4
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
         raise _another_type(column, name, listed, rule) from error
-    unknown = given.filter(~given.is_in(column.implode()))
+    unknown = asked.filter(~(same & given.is_in(column.implode())).fill_null(value=False))
     if len(unknown):
         raise InvalidData(
             table=f"rules.{rule}",

@@ -284,6 +284,7 @@ def take_snapshot(
     *,
     repeats: bool,
     news: bool,
+    with_ease: bool,
     clock: bool = False,
     weights: Mapping[str, float] | None = None,
     covisited: sp.csr_matrix | None = None,
@@ -293,12 +294,13 @@ def take_snapshot(
 
     Args:
         events, moment, towers, catalogue, config, repeats, news, clock, weights: as for `Snapshot`.
+        with_ease: whether EASE is among the neighbours learnt from behaviour.
         covisited: the co-visitation of the same events, where it is there already.
         known_behaviour: the matrices of the same events, where they were stored.
     """
     behaviour = known_behaviour
     if behaviour is None:
-        behaviour = learn_behaviour(events, catalogue, config, covisited)
+        behaviour = learn_behaviour(events, catalogue, config, covisited, with_ease=with_ease)
     return Snapshot(
         events=events, moment=moment, towers=towers, catalogue=catalogue, config=config, behaviour=behaviour,
         repeats=repeats, news=news, clock=clock, weights=weights,
@@ -326,13 +328,17 @@ def item_table(
 
 
 def learn_behaviour(
-    events: pl.DataFrame, catalogue: Catalogue, config: RecommenderConfig, covisited: sp.csr_matrix | None
+    events: pl.DataFrame,
+    catalogue: Catalogue,
+    config: RecommenderConfig,
+    covisited: sp.csr_matrix | None,
+    *,
+    with_ease: bool,
 ) -> dict[str, sp.csr_matrix]:
-    """The item neighbours that are asked for and fit, from events in any order."""
+    """The item neighbours that are asked for, from events in any order."""
     found = {}
     if config.retriever.covisitation:
         found["covisitation"] = covisitation_of(events, catalogue, config) if covisited is None else covisited
-    weights = ease(histories_of(events), len(catalogue), config.ease) if config.retriever.ease else None
-    if weights is not None:
-        found["ease"] = weights
+    if with_ease:
+        found["ease"] = ease(histories_of(events), len(catalogue), config.ease)
     return found

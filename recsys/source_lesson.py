@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recsys.candidates import source_names
 from recsys.config import RecommenderConfig
 from recsys.notes import Notes
 from recsys.splits import time_split
@@ -38,7 +39,7 @@ def weigh_sources(
     taken = candidates.join(labels, on=["user_row", "item_row"], how="semi")
     findable = labels.group_by("user_row").agg(pl.len().clip(upper_bound=WEIGHED_DEPTH).alias("findable"))
     taken = taken.join(findable, on="user_row", maintain_order="left")
-    names = [name.removesuffix("_rank") for name in candidates.columns if name.endswith("_rank")]
+    names = source_names(candidates.columns)
     known = taken.filter(popularity[taken["item_row"].to_numpy()] > 0.0) if "new" in names else taken
     recalls = {}
     for name in names:
@@ -46,6 +47,14 @@ def weigh_sources(
         recalls[name] = float((1.0 / found["findable"]).sum())
     best = max(recalls.values(), default=0.0)
     return {name: max(recall / best, MIN_SOURCE_WEIGHT) if best else 1.0 for name, recall in recalls.items()}
+
+
+def decide_ease(interactions: pl.DataFrame, config: RecommenderConfig, notes: Notes) -> bool:
+    """Whether EASE is a source, once for every moment of a fit: its solve holds the square of the items taken."""
+    taken, most = interactions["item_id"].n_unique(), config.ease.max_items
+    if config.retriever.ease and taken > most:
+        notes.add(f"ease: left out, {taken} items were taken and ease.max_items is {most}.")
+    return config.retriever.ease > 0 and taken <= most
 
 
 def decide_news(windows: Windows, config: RecommenderConfig, notes: Notes) -> bool:

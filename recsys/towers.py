@@ -84,8 +84,8 @@ def load_encoder(config: RecommenderConfig, device: str) -> BiEncoder:
         return BiEncoder(config.encoder, device=device)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
-        raise InvalidConfig(str(error)) from error
+    except (RuntimeError, ValueError) as error:
+        raise InvalidConfig(f"encoder: {error}") from error
 
 
 def prepare_encoder(encoder: BiEncoder, catalogue: Catalogue, config: RecommenderConfig, notes: Notes) -> bool:

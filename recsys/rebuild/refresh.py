@@ -25,7 +25,7 @@ from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.errors import BundleCorrupt, InvalidData, PublishRefused
 from recsys.fitted import Fitted
-from recsys.pipeline import to_events
+from recsys.pipeline import strange_kinds, to_events
 from recsys.rebuild.features import check_refreshed
 from recsys.schema import Tables
 from recsys.snapshot import places_of
@@ -118,9 +118,10 @@ def refresh(
         users=events["user_id"].n_unique(), forgotten=_forgotten(parent, events, tables.users),
         interactions=events.height, late=late,
     )  # fmt: skip
+    strange = strange_kinds(interactions, parent.towers.event_kinds)
     changed = replace(
         parent, catalogue=catalogue, events=events, users=tables.users, towers=towers,
-        as_of=moment.timestamp(), notes=_notes(parent.notes, moment),
+        as_of=moment.timestamp(), notes=_notes(parent.notes, moment, strange),
     )  # fmt: skip
     fitted = changed.renewed(config, _known_behaviour(parent, catalogue, events))
     check_refreshed(fitted, parent, config)
@@ -323,9 +324,10 @@ def renumbered(tower: ItemTower, rows: Rows) -> ItemTower:
     return made.to(weight.device).eval()
 
 
-def _notes(notes: Sequence[str], moment: datetime) -> tuple[str, ...]:
+def _notes(notes: Sequence[str], moment: datetime, strange: str) -> tuple[str, ...]:
     learnt = [note for note in notes if not note.startswith(NOTE)]
-    return (*learnt, f"{NOTE}items, histories and sources as of {moment:%Y-%m-%d %H:%M:%S} UTC; models as fitted.")
+    state = f"{NOTE}items, histories and sources as of {moment:%Y-%m-%d %H:%M:%S} UTC; models as fitted."
+    return (*learnt, state, NOTE + strange) if strange else (*learnt, state)
 
 
 def as_json(counts: Counts) -> dict[str, int]:

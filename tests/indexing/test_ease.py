@@ -75,9 +75,12 @@ def test_only_the_largest_weights_are_kept():
     assert np.flatnonzero(weights[0]).tolist() == [1]
 
 
-def test_more_items_than_fit_leave_it_out():
-    lists = [[0, 5], [7]]
-    assert ease(histories_of(lists), N_ITEMS, EaseConfig(max_items=2)) is None
+def test_of_more_items_than_fit_the_most_often_taken_take_part():
+    lists = [[0, 5, 7], [0, 7], [7, 2], [2, 5, 7, 0]]
+    without_rare = [[row for row in rows if row in (0, 7)] for rows in lists]
+    found = ease(histories_of(lists), N_ITEMS, EaseConfig(regularization=1.0, max_items=2)).toarray()
+    np.testing.assert_allclose(found, by_hand(without_rare, 1.0), atol=2e-6)
+    assert found[0, 7] > 0
     assert ease(histories_of(lists), N_ITEMS, EaseConfig(max_items=3)) is not None
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from ranking.features import DAY, FeatureConfig, ItemTable, build_features, feature_names, item_statistics
+from ranking.statistics import CLOCKS
 
 CONFIG = FeatureConfig(windows_days=(3, 10))
 MOMENT = 40 * DAY
@@ -204,9 +205,9 @@ class TestBuildFeatures:
         nothing = ["item_days_since_last", "item_days_since_first", "item_repeat_rate", "item_share_of_text"]
         assert found.select(nothing).null_count().row(0) == (6,) * 4
 
-    def test_hold_no_nan(self):
+    def test_are_finite_or_null(self):
         found = features(random_events())
-        assert not any(found[name].is_nan().any() for name in found.columns if found.schema[name].is_float())
+        assert not any(found[name].is_infinite().any() for name in found.columns if found.schema[name].is_float())
 
     def test_of_no_pairs_have_the_same_columns(self):
         empty = features(random_events(), all_pairs().head(0))
@@ -324,10 +325,11 @@ class TestKindsPricesAndTimes:
     def test_dates_have_no_hours(self):
         dates = self.history.with_columns(seconds=(pl.col("seconds") // DAY) * DAY)
         statistics = item_statistics(dates, GROUPS, MOMENT, CONFIG, clock=True)
-        assert statistics.columns == item_statistics(dates, GROUPS, MOMENT, CONFIG).columns
+        assert statistics.columns == item_statistics(self.history, GROUPS, MOMENT, CONFIG, clock=True).columns
+        assert all(np.isnan(statistics[name].to_numpy()).all() for name in CLOCKS)
 
-    def test_hold_no_nan(self):
-        assert not any(self.found[name].is_nan().any() for name in self.found.columns if "row" not in name)
+    def test_are_finite_or_null(self):
+        assert not any(self.found[name].is_infinite().any() for name in self.found.columns if "row" not in name)
 
     def test_without_any_history_are_zeros_and_nulls(self):
         nothing = rich(self.history.clear(), everybody=self.history)

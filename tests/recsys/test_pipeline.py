@@ -67,7 +67,7 @@ class Line:
         before_b = to_events(windows.history_b, self.catalogue, kinds)
         self.towers = learn_towers(encoder, before_b, kinds, self.catalogue, config, "cpu", notes, tune=True)
         rest = (self.towers, self.catalogue, None, config)
-        self.b = open_window(windows, "b", {}, *rest, hide_seen=True, news=False)
+        self.b = open_window(windows, "b", {}, *rest, hide_seen=True, news=False, ease=True)
         found = retrieve(self.b, config, hide_seen=True)
         self.weights = weigh_sources(found, self.b.labels, self.b.snapshot.popularity)
         self.b = self.b.weighted(self.weights)
@@ -75,7 +75,7 @@ class Line:
         self.interest, self.pupils = train_interest(self.b, candidates, encoder, self.catalogue, config, "cpu", notes)
         rows_b = training_rows(self.b, candidates, self.interest, self.catalogue, config)
         self.rows_b = without_users(rows_b, self.pupils)
-        self.c = open_window(windows, "c", self.weights, *rest, hide_seen=True, news=False)
+        self.c = open_window(windows, "c", self.weights, *rest, hide_seen=True, news=False, ease=True)
         nothing = np.zeros(len(self.catalogue), dtype=np.bool_)
         columns = candidate_columns(
             self.c.people, self.c.snapshot, self.interest, self.catalogue, config, blocked=nothing, hide_seen=True

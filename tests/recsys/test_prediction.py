@@ -199,6 +199,7 @@ class Sides:
             self.config,
             repeats=False,
             news=False,
+            with_ease=True,
         )
 
     def features(self, history: pl.DataFrame, start: datetime, users: pl.Series) -> pl.DataFrame:

@@ -135,6 +135,11 @@ class TestPins:
         elsewhere = Rules(pins={1: seen}, where={"item_id": [i for i in fitted.items if i != seen]})
         assert seen not in fitted.recommend(users, 5, filter_seen=False, rules=elsewhere)["item_id"]
 
+    def test_come_last_where_the_catalogue_ends_before_their_place(self, fitted, data):
+        n, item = data.items.height, fitted.items[7]
+        lists = fitted.recommend(["nobody"], n + 5, rules=Rules(pins={n + 3: item}))
+        assert lists.filter(pl.col("item_id") == item)["rank"].to_list() == [lists.height]
+
     def test_reach_people_without_history(self, fitted):
         item = fitted.items[100]
         lists = fitted.recommend(["nobody"], 4, rules=Rules(pins={2: item}), details=True)
@@ -332,3 +337,23 @@ class TestRefused:
             InvalidConfig, match=r"rules.calibration: the items have no categories to go by; set it to 0"
         ):
             prepare_rules(Rules(calibration=0.5), state, 5)
+
+
+@pytest.mark.parametrize(
+    ("rules", "kind", "match"),
+    [
+        (Rules(where={"sales_rank": [4.9]}), InvalidData, r"values that no item has\. 1 row\. first: 4\.9"),
+        (Rules(boosts={"sales_rank": {4.9: 2.0}}), InvalidData, "values that no item has"),
+        (Rules(where={"brand": [None]}), InvalidData, "values that no item has"),
+        (Rules(where={"sales_rank": (float("nan"), None)}), InvalidConfig, "NaN is no bound"),
+        (Rules(pins={1: ["a list"]}), InvalidData, "rules.pins"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(fitted, users, rules, kind, match):
+    with pytest.raises(kind, match=match):
+        fitted.recommend(users, 5, rules=rules)
+
+
+def test_a_whole_number_may_be_written_with_a_point(fitted, users):
+    lists = fitted.recommend(users, 2, filter_seen=False, rules=Rules(where={"sales_rank": [4.0]}))
+    assert lists["item_id"].unique().to_list() == fitted.items[4:5].to_list()

@@ -53,7 +53,9 @@ def catalogue_and_window(config) -> tuple[Catalogue, LabelWindow]:
     events = to_events(windows.history_b, catalogue, kinds)
     encoder = load_encoder(config, "cpu")
     towers = learn_towers(encoder, events, kinds, catalogue, config, "cpu", Notes(()), tune=True)
-    return catalogue, open_window(windows, "b", {}, towers, catalogue, None, config, hide_seen=True, news=False)
+    return catalogue, open_window(
+        windows, "b", {}, towers, catalogue, None, config, hide_seen=True, news=False, ease=True
+    )
 
 
 def test_only_users_with_a_taken_candidate_are_kept(catalogue_and_window, config):
