@@ -26,8 +26,8 @@ from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.datasets import load_dataset
 from recsys.device import resolve_device
+from recsys.events import to_events
 from recsys.notes import Notes
-from recsys.pipeline import to_events
 from recsys.schema import validate
 from recsys.towers import covisitation_of, load_encoder, prepare_encoder, tune_encoder
 

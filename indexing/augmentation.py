@@ -1,6 +1,6 @@
 """Harder training examples for the text encoder: texts with gaps, and embeddings pushed the wrong way.
 
-Owns both transformations. Does not own when they are used (`contrastive`).
+Owns both transformations. Does not own when they are used (`text_lesson`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns how texts are made safe and tokenised, the batches and the precision they are encoded in, and the encoder's files.
 Does not own where the weights come from (`weights`), what a text says (the caller composes it), how the weights are
-trained (`contrastive`, `warm_up`), or what becomes of the vectors.
+trained (`text_lesson`, `warm_up`), or what becomes of the vectors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The user tower: sequences of item vectors in, user vectors in the same space out.
 
 Owns the ragged history arrays and the causal transformer over them. Knows neither texts nor how the tower is
-trained (`indexing/contrastive.py`) nor who the users are: user `i` is position `i` of the histories given.
+trained (`indexing/tower_lesson.py`) nor who the users are: user `i` is position `i` of the histories given.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The item tower: what a text says plus what behaviour adds, as one unit vector.
 
 Owns the projection of text vectors, the word vectors and the gated id residual, and their sensible start. Text vectors
-come from `indexing/encoder.py`; training is `indexing/contrastive.py`.
+come from `indexing/encoder.py`; training is `indexing/tower_lesson.py`.
 """
 
 import json
@@ -124,6 +124,15 @@ class ItemTower(nn.Module):
             factors = torch.from_numpy(factors_of(behaviour, half, seed=seed, progress=progress))
             self.residuals.weight.zero_()
             self.residuals.weight[:, half : half + factors.shape[1]] = factors
+
+    @torch.no_grad()
+    def forget(self, rare: npt.NDArray[np.bool_]) -> None:
+        """Set the residuals of these items, bool (n_items,), to zero: training has not looked at them."""
+        self.residuals.weight[torch.from_numpy(rare)] = 0.0
+
+    def has_residual(self) -> npt.NDArray[np.bool_]:
+        """Items whose residual was learnt, bool (n_items,)."""
+        return np.asarray(self.residuals.weight.detach().any(dim=1).cpu().numpy())
 
     def forward(self, features: "TowerInput", rows: Tensor, *, residual: bool = True) -> Tensor:
         """Unit vectors of some items, (len(rows), dim).

@@ -89,9 +89,12 @@ class RetrieverConfig:
     trending_share: float = 0.01
 
     def __post_init__(self) -> None:
-        depths = [getattr(self, name) for name in SOURCES]
-        if min(depths) < 0 or sum(depths) == self.repeat + self.new:
-            raise ValueError(f"retriever: depths must be 0 or more, and one besides repeat and new above 0, got {self}")
+        depths = {name: getattr(self, name) for name in SOURCES}
+        alone = sum(depths.values()) - sum(depths[name] for name in ("repeat", "new", "lookalike"))
+        if min(depths.values()) < 0 or alone == 0:
+            raise ValueError(
+                f"retriever: depths must be 0 or more, and one besides repeat, new and lookalike above 0, got {self}"
+            )
         if self.n_candidates > MOST_CANDIDATES:
             raise ValueError(f"retriever: n_candidates={self.n_candidates} must be at most {MOST_CANDIDATES}")
         lengths = (self.history_length, self.neighbour_length, self.lexical_length, self.similar_length)
@@ -349,7 +352,8 @@ def build_retriever(
         finding = {name: sources[name] for name in config.finding_new if name in sources}
         if "similar" in finding:
             finding["similar"] = similar()  # which remembers neighbours among the new ones only
-        sources["new"] = NewSource(tuple(finding.values()), new)
+        if finding:
+            sources["new"] = NewSource(tuple(finding.values()), new)
     depths = {name: getattr(config, name) for name in SOURCES if name in sources}
     used = {name: (sources[name], n) for name, n in depths.items() if n > 0}
     return Retriever(used, n_candidates=config.n_candidates, weights=weights, item_weights=item_weights)

@@ -1,7 +1,7 @@
 """How a model is trained: PyTorch Lightning for device, precision, time limit, early stopping, logs and checkpoints.
 
 Owns one call of Lightning's trainer; the settings are `training_config.py`'s. What is learnt from what is
-`indexing/contrastive.py`.
+`indexing/text_lesson.py` and `indexing/tower_lesson.py`.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _devices(device: str, config: TrainingConfig) -> int | list[int]:
 def _checkpoint_folder(
     config: TrainingConfig, name: str, batches: Sequence[NDArray[np.int64]], seed: int
 ) -> Path | None:
-    """One folder for each plan of work, so that nothing resumes from a training on other data."""
+    """One folder for each plan of work; that data and settings are the same is the caller's business."""
     if config.checkpoint_folder is None:
         return None
     digest = hashlib.sha256(f"{name} {seed} {len(batches)}".encode())

@@ -84,7 +84,8 @@ def _new_tokens(tokenizer: Any, texts: Sequence[str], limit: int, min_count: int
         [*((pair, n) for pair, n in _words(pairs, characters).items() if n >= min_count), *hard.items()],
         key=_most_frequent,
     )
-    return [token for token, _ in [*first, *rest]][:limit]
+    known = tokenizer.get_vocab()  # which may hold a pair, too
+    return [token for token, _ in [*first, *rest] if token not in known][:limit]
 
 
 def _count(texts: Sequence[str]) -> tuple[Counter[str], Counter[str], Counter[str]]:

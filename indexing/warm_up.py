@@ -1,6 +1,6 @@
 """Self-supervised warm-up of the text encoder on the catalogue's own text, before any behaviour is learnt.
 
-Owns the objectives and their loop. Does not own what happens with interactions afterwards (`contrastive`).
+Owns the objectives and their loop. Does not own what happens with interactions afterwards (`text_lesson`).
 """
 
 from __future__ import annotations

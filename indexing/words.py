@@ -1,7 +1,7 @@
 """Texts as bags of weighted words, for the item tower: words that no encoder knows, in any language.
 
 Owns the vocabulary and the weights (TF-IDF). How texts fall into words is `indexing/lexical.py`'s business, what a word
-means to the tower is learnt in `indexing/contrastive.py`.
+means to the tower is learnt in `indexing/tower_lesson.py`.
 """
 
 import json

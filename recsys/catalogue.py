@@ -3,7 +3,7 @@
 Owns the step from the validated items table to plain values; nothing here depends on interactions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -39,19 +39,24 @@ class Catalogue:
     available: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, items: pl.DataFrame, *, ignore_columns: Sequence[str] = ()) -> Self:
+    def of(
+        cls, items: pl.DataFrame, *, ignore_columns: Sequence[str] = (), group_columns: Sequence[str] | None = None
+    ) -> Self:
         """From the canonical items table.
 
         Args:
             items: sorted by `item_id`.
             ignore_columns: item columns that must not become features.
+            group_columns: text columns that group the items; None takes those of a manageable number of values.
         """
         texts = pl.Series("text", item_texts(items), dtype=pl.String)
         codes = _codes(texts)
         distinct = texts.to_frame().with_columns(code=codes).unique("code").sort("code")["text"].to_list()
         extra = [name for name in items.columns if name not in (*CORE, *ignore_columns)]
         rows = pl.int_range(items.height, dtype=pl.Int32, eager=True).alias("item_row")
-        keys = {f"of_{name}": _codes(items[name].cast(pl.String)) for name in extra if _is_group(items[name])}
+        if group_columns is None:
+            group_columns = [name for name in extra if _is_group(items[name])]
+        keys = {f"of_{name}": _codes(items[name].cast(pl.String)) for name in group_columns}
         leaf = _codes(items["categories"].list.last().fill_null("").alias("category"))
         return cls(
             items=items,
@@ -63,6 +68,11 @@ class Catalogue:
             numbers=pl.DataFrame([rows, *_numbers(items, extra, prefix="item__")]),
             available=items["available"].to_numpy().astype(np.bool_),
         )
+
+    @property
+    def group_columns(self) -> tuple[str, ...]:
+        """Text columns of the items that group them."""
+        return tuple(name.removeprefix("of_") for name in self.groups.columns if name.startswith("of_"))
 
     def __len__(self) -> int:
         """Number of items."""
@@ -100,16 +110,30 @@ def crowded_columns(table: pl.DataFrame, ignore_columns: Sequence[str]) -> list[
     return [name for name in extra if _is_text(table[name]) and table[name].n_unique() > MAX_GROUPS]
 
 
-def user_numbers(users: pl.DataFrame | None) -> pl.DataFrame | None:
-    """`user_id` and Float32 columns `user__*`, None where there is none; text becomes codes in order of the values."""
+def user_values(users: pl.DataFrame | None) -> dict[str, list[str]]:
+    """The values, in order, of the text columns that group people; models read their places."""
+    groups = [] if users is None else [column for column in users.iter_columns() if column.name != "user_id"]
+    return {
+        column.name: column.cast(pl.String).drop_nulls().unique().sort().to_list()
+        for column in groups
+        if _is_group(column)
+    }
+
+
+def user_numbers(users: pl.DataFrame | None, values: Mapping[str, Sequence[str]]) -> pl.DataFrame | None:
+    """`user_id` and Float32 columns `user__*`, None where there is none.
+
+    Text becomes its place among the `values` of its column, null where it is none of them.
+    """
     if users is None:
         return None
     extra = users.columns[1:]
     coded = [
-        _codes(users[name].cast(pl.String)).cast(pl.Float32).alias(f"user__{name}")
-        for name in extra
-        if _is_group(users[name])
-    ]
+        users[name].cast(pl.String).replace_strict(
+            list(known), np.arange(len(known)), default=None, return_dtype=pl.Float32
+        ).alias(f"user__{name}")
+        for name, known in values.items()
+    ]  # fmt: skip
     numbers = _numbers(users, extra, prefix="user__")
     return pl.DataFrame([users["user_id"], *numbers, *coded]) if numbers or coded else None
 

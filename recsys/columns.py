@@ -186,6 +186,12 @@ def feature(column: pl.Series) -> pl.Series | None:
     return column if dtype in (pl.Boolean, pl.String) else None
 
 
+def of_type(column: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """A column without values, or of floats that are whole numbers, as of the type; any other as it is."""
+    whole = column.dtype.is_float() and dtype.is_integer() and (column.drop_nulls().drop_nans() % 1.0 == 0.0).all()
+    return column.fill_nan(None).cast(dtype) if whole else column.cast(dtype) if column.dtype == pl.Null else column
+
+
 def refuse(frame: pl.DataFrame, bad: pl.Series, name: str, table: str, rule: str, remedy: str) -> None:
     """Raises InvalidData where a row is bad.
 

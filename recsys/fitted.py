@@ -5,7 +5,7 @@ every one of them before anything here reads it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from indexing.sparse import load_csr, save_csr
 from indexing.words import Words
 from ranking.interest import InterestModel
 from ranking.ranker import Ranker
-from recsys.catalogue import Catalogue, user_numbers
+from recsys.catalogue import Catalogue, user_numbers, user_values
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import BundleCorrupt, BundleIncompatible, InvalidConfig
 from recsys.prediction import Probabilities
@@ -45,6 +45,7 @@ class Fitted:
         catalogue: the items.
         events: `user_id`, `item_row`, `seconds`, `event_row`, `weight` of all interactions, in order of time.
         users: canonical users table, or None.
+        user_values: values of its text columns that the models know, by column, in order.
         towers: stage 1's models.
         interest: the cross-encoder, None where there was too little to learn from or it is switched off.
         ranker: LightGBM, None where there was too little to learn from or the blend of stage 1 did better.
@@ -62,6 +63,7 @@ class Fitted:
     catalogue: Catalogue
     events: pl.DataFrame
     users: pl.DataFrame | None
+    user_values: Mapping[str, Sequence[str]]
     towers: Towers
     interest: InterestModel | None
     ranker: Ranker | None
@@ -83,7 +85,7 @@ class Fitted:
     @cached_property
     def user_numbers(self) -> pl.DataFrame | None:
         """Numeric columns of the users table."""
-        return user_numbers(self.users)
+        return user_numbers(self.users, self.user_values)
 
     def ranker_for(self, *, hide_seen: bool) -> Ranker | None:
         """The ranker that learnt from lists like those asked for."""
@@ -126,6 +128,8 @@ def write_fitted(fitted: Fitted, config: RecommenderConfig, folder: Path) -> dic
         "hide_seen": fitted.hide_seen,
         "news": fitted.news,
         "weights": dict(fitted.weights),
+        "group_columns": list(fitted.catalogue.group_columns),
+        "user_values": {name: list(values) for name, values in fitted.user_values.items()},
         "event_kinds": list(towers.event_kinds),
         "tower_steps": towers.steps,
         "notes": list(fitted.notes),
@@ -166,7 +170,9 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, device: str) -> Fitted:
     """Read what `write_fitted` wrote; the sources are made from the stored interactions when they are first asked."""
-    catalogue = Catalogue.of(pl.read_parquet(folder / "items.parquet"), ignore_columns=config.ignore_columns)
+    # Fits of earlier versions did not say which text columns they had read.
+    items, groups = pl.read_parquet(folder / "items.parquet"), state.get("group_columns")
+    catalogue = Catalogue.of(items, ignore_columns=config.ignore_columns, group_columns=groups)
     events = pl.read_parquet(folder / "histories.parquet")
     users = pl.read_parquet(folder / "users.parquet") if (folder / "users.parquet").exists() else None
     towers = Towers(
@@ -197,6 +203,7 @@ def read_fitted(folder: Path, state: dict[str, Any], config: RecommenderConfig, 
         catalogue=catalogue,
         events=events,
         users=users,
+        user_values=state.get("user_values", user_values(users)),
         towers=towers,
         interest=InterestModel.load(folder / "interest", device=device) if (folder / "interest").exists() else None,
         snapshot=snapshot,

@@ -16,6 +16,7 @@ from recsys.catalogue import Catalogue
 from recsys.fitted import Fitted
 from recsys.lists import report_short
 from recsys.requests import item_rows
+from recsys.text import TEXT_CHARS, clean
 from recsys.towers import Towers
 
 
@@ -36,8 +37,10 @@ def nearest_to_items(state: Fitted, items: Iterable[Any], k: int) -> pl.DataFram
 def nearest_to_texts(state: Fitted, texts: Sequence[str], k: int) -> pl.DataFrame:
     """At most `k` available items nearest to each text, none to a blank one; see `Recommender.search`."""
     asked, most = distinct_texts(texts), min(positive(k, "k"), len(state.catalogue))
-    said = [text for text in asked if text.strip()]  # a vector of nothing would be near anything
-    best = top_k(_search(state.towers, state.catalogue, state.towers.embed(said), most), most)
+    read = {text: clean(text, TEXT_CHARS) for text in asked}  # as texts of items are read
+    said = [text for text in asked if read[text]]  # a vector of nothing would be near anything
+    vectors = state.towers.embed([read[text] for text in said])
+    best = top_k(_search(state.towers, state.catalogue, vectors, most), most)
     report_short(state, best, len(asked), k)
     texts_found = pl.Series("text", said, dtype=pl.String).gather(best["user_row"])
     found = state.catalogue.ids_of(best["item_row"].to_numpy())

@@ -20,13 +20,24 @@ import polars as pl
 import scipy.sparse as sp
 
 from indexing.exact import ExactIndex
-from indexing.index import FloatArray, Hits, IndexConfig, Mask, RowArray, VectorIndex, build_index, guarded_search
+from indexing.index import (
+    FloatArray,
+    Hits,
+    IndexConfig,
+    Mask,
+    RowArray,
+    VectorIndex,
+    build_index,
+    grown,
+    guarded_search,
+    mark_deleted,
+)
 from recsys.arguments import id_series
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.errors import InvalidData
+from recsys.events import strange_kinds, to_events
 from recsys.fitted import Fitted
-from recsys.pipeline import strange_kinds, to_events
 from recsys.rebuild.current import utc
 from recsys.rebuild.refresh import carried_items, carried_vectors
 from recsys.requests import item_rows
@@ -86,14 +97,15 @@ class DeltaIndex:
 
     def add(self, vectors: FloatArray) -> None:
         """Append rows; see `VectorIndex.add`."""
-        rows = np.arange(self.size, self.size + len(vectors))
+        rows, deleted = np.arange(self.size, self.size + len(vectors)), grown(self.deleted, len(vectors))
         self.__init__(  # type: ignore[misc]
             self.main, np.concatenate([self.vectors, vectors]), np.concatenate([self.newer, rows]), self._config
         )
+        self.deleted = deleted
 
     def delete(self, rows: RowArray) -> None:
         """Hide rows for good; see `VectorIndex.delete`."""
-        self.deleted[rows] = True
+        mark_deleted(self.deleted, rows)
 
     def save(self, folder: Path) -> None:
         """Write one index over everything, made without knowing any user; see `settled`."""
@@ -142,11 +154,11 @@ def upsert_items(state: Fitted, items: Table, config: RecommenderConfig) -> Fitt
         InvalidData: the table breaks a rule, or lacks a column of the fit.
     """
     old = state.catalogue.items
-    given = validate_items(items)
+    given = validate_items(items, like=old.schema)
     for name, kind in old.schema.items():
-        if given.schema.get(name) != kind:
+        if (found := given.schema.get(name)) != kind:
             raise InvalidData(
-                table="items", column=name, rule=f"must be {kind}, as at the fit",
+                table="items", column=name, rule=f"must be {kind}, as at the fit, but is {found or 'missing'}",
                 remedy="give every column of the items table at the fit",
             )  # fmt: skip
     given = given.select(old.columns)
@@ -155,10 +167,12 @@ def upsert_items(state: Fitted, items: Table, config: RecommenderConfig) -> Fitt
     kept = pl.concat([old.with_row_index("at").filter(~mine), changed.with_row_index("at").filter(mine)])
     fresh = given.join(old.select("item_id"), on="item_id", how="anti")
     merged = pl.concat([kept.sort("at").drop("at"), fresh])
-    catalogue = Catalogue.of(merged, ignore_columns=config.ignore_columns)
+    catalogue = Catalogue.of(merged, ignore_columns=config.ignore_columns, group_columns=state.catalogue.group_columns)
     vectors, _ = carried_vectors(state, catalogue.texts)
     tower, item_vectors, searchable = carried_items(state, catalogue, vectors, state.events["item_row"].to_numpy())
     touched = np.flatnonzero(catalogue.items["item_id"].is_in(given["item_id"].implode()).to_numpy())
+    others = np.setdiff1d(np.arange(old.height), touched)  # whose vectors the index holds
+    item_vectors[others], searchable[others] = state.towers.item_vectors[others], state.towers.searchable[others]
     index = state.towers.index
     main, newer = (index.main, np.union1d(index.newer, touched)) if isinstance(index, DeltaIndex) else (index, touched)
     towers = replace(

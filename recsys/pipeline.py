@@ -17,9 +17,11 @@ import scipy.sparse as sp
 
 from indexing.encoder import BiEncoder
 from recsys.candidates import candidate_columns, to_frame
-from recsys.catalogue import MAX_GROUPS, Catalogue, crowded_columns, user_numbers
+from recsys.catalogue import MAX_GROUPS, Catalogue, crowded_columns, user_numbers, user_values
+from recsys.checkpoints import with_own_checkpoints
 from recsys.config import RecommenderConfig
 from recsys.errors import InvalidConfig
+from recsys.events import graded, to_events
 from recsys.fitted import Fitted
 from recsys.notes import Notes
 from recsys.prediction import Probabilities, learn_probabilities
@@ -172,12 +174,13 @@ def learn_first_stage(tables: Tables, config: RecommenderConfig, device: str) ->
     before_b = to_events(windows.history_b, catalogue, kinds)
     covisited = covisitation_of(before_b, catalogue, config)
     towers = learn_towers(
-        encoder, before_b, kinds, catalogue, config, device, notes, tune=readable, covisited=covisited
-    )
+        encoder, before_b, kinds, catalogue, with_own_checkpoints(config, tables, "fit"), device, notes,
+        tune=readable, covisited=covisited,
+    )  # fmt: skip
     return FirstStage(
         tables=tables,
         catalogue=catalogue,
-        numbers=user_numbers(tables.users),
+        numbers=user_numbers(tables.users, user_values(tables.users)),
         windows=windows,
         hide_seen=hide_seen,
         readable=readable,
@@ -241,7 +244,8 @@ def renew_first_stage(first: FirstStage, config: RecommenderConfig) -> Renewed:
     towers, covisited, events = first.towers, None, first.events(first.tables.interactions)
     if config.renew_towers:
         covisited = covisitation_of(events, first.catalogue, config)
-        towers = renew_towers(towers, events, covisited, first.catalogue, config, first.device, notes)
+        own = with_own_checkpoints(config, first.tables, "renewal")
+        towers = renew_towers(towers, events, covisited, first.catalogue, own, first.device, notes)
     return Renewed(events, towers, covisited, tuple(notes.sentences))
 
 
@@ -259,6 +263,7 @@ def as_of_the_end(first: FirstStage, learnt: Learnt, renewed: Renewed, config: R
         catalogue=catalogue,
         events=events,
         users=first.tables.users,
+        user_values=user_values(first.tables.users),
         towers=renewed.towers,
         interest=second.interest,
         ranker=second.ranker,
@@ -286,33 +291,6 @@ def rows_of_now(fitted: Fitted, config: RecommenderConfig) -> pl.DataFrame:
         blocked=np.zeros(len(fitted.catalogue), dtype=np.bool_), hide_seen=fitted.hide_seen,
     )  # fmt: skip
     return to_frame(columns)
-
-
-def to_events(interactions: pl.DataFrame, catalogue: Catalogue, kinds: tuple[str, ...]) -> pl.DataFrame:
-    """`user_id`, `item_row` (Int32), `seconds` (Float64, Unix time), `event_row` (Int16), `weight` (Float32).
-
-    In the order of the interactions. A kind of event that is not among `kinds` counts as the first.
-    """
-    codes = {kind: row for row, kind in enumerate(kinds)}
-    return interactions.select(
-        "user_id",
-        item_row=pl.Series(catalogue.rows_of(interactions["item_id"]), dtype=pl.Int32),
-        seconds=pl.col("timestamp").dt.epoch("us") / 1e6,
-        event_row=pl.col("event").replace_strict(codes, default=0, return_dtype=pl.Int16),
-        weight=pl.col("weight").cast(pl.Float32),
-    )
-
-
-def strange_kinds(interactions: pl.DataFrame, kinds: tuple[str, ...]) -> str:
-    """A sentence about events of kinds that were not there at the fit; empty where there are none."""
-    strange = interactions["event"].filter(~interactions["event"].is_in(kinds))
-    if strange.is_empty():
-        return ""
-    names = ", ".join(map(repr, strange.unique().sort()))
-    return (
-        f"{len(strange)} interactions are of kinds that were not there at the fit, {names}, and count as {kinds[0]!r}; "
-        "fit again to tell them apart."
-    )
 
 
 def report_grades(interactions: pl.DataFrame, event_grades: tuple[str, ...], notes: Notes) -> None:
@@ -374,17 +352,3 @@ def open_window(
     known = known.sample(min(known.height, config.max_label_users), shuffle=True, seed=config.seed)
     people = gather_people(events, known["user_id"], known["moment"].dt.epoch("us") / 1e6, numbers)
     return LabelWindow(people, graded(labels, known["user_id"], catalogue, config.event_grades), snapshot)
-
-
-def graded(labels: pl.DataFrame, users: pl.Series, catalogue: Catalogue, event_grades: tuple[str, ...]) -> pl.DataFrame:
-    """What these users took: `user_row`, `item_row`, the grade of the strongest event, Int8 from 1, and its `weight`.
-
-    Float32; of events of one item the greatest counts.
-    """
-    rows = users.to_frame("user_id").with_row_index("user_row").cast({"user_row": pl.Int32})
-    grades = {kind: grade for grade, kind in enumerate(event_grades, start=1)}
-    items = pl.Series("item_row", catalogue.rows_of(labels["item_id"]), dtype=pl.Int32)
-    grade = pl.col("event").replace_strict(grades, default=1, return_dtype=pl.Int8)
-    taken = labels.with_columns(items, grade=grade).join(rows, on="user_id")
-    strongest = taken.group_by("user_row", "item_row").agg(pl.col("grade").max(), pl.col("weight").max())
-    return strongest.cast({"weight": pl.Float32}).sort("user_row", "item_row")

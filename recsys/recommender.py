@@ -21,6 +21,7 @@ from recsys.candidates import to_columns, to_frame
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.device import resolve_device
 from recsys.errors import NotFitted
+from recsys.events import to_events
 from recsys.fitted import Fitted, read_fitted, read_state, write_fitted
 from recsys.lists import named, named_lists, report_short, with_source
 from recsys.nearest import nearest_to_items, nearest_to_texts
@@ -159,7 +160,7 @@ class Recommender:
         """
         state = self._state
         given = validate_histories(histories, state.catalogue.items)
-        events, ids = pipeline.to_events(given.interactions, state.catalogue, state.towers.event_kinds), given.users
+        events, ids = to_events(given.interactions, state.catalogue, state.towers.event_kinds), given.users
         people = people_of(state, events if given.timed else ending_now(state, events), ids)
         blocked = blocked_items(state.catalogue, allow_items, deny_items)
         lists = named_lists(

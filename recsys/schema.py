@@ -141,9 +141,15 @@ def validate(
     )
 
 
-def validate_items(items: Table) -> pl.DataFrame:
-    """The items table alone in canonical form; raises as `validate` does."""
-    return _items(read_table(items, "items"), Notes(()))
+def validate_items(items: Table, like: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """The items table alone in canonical form; raises as `validate` does.
+
+    Few rows may hold nothing in a column, or whole numbers beside nulls: such columns are of the type they have in
+    `like`, the schema of the items at the fit.
+    """
+    frame = read_table(items, "items")
+    further = [name for name in frame.columns if name in like and name not in ("item_id", "title", *ITEM_COLUMNS)]
+    return _items(frame.with_columns(columns.of_type(frame[name], like[name]) for name in further), Notes(()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

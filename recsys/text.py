@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import polars as pl
 
 DESCRIPTION_CHARS = 200
+TEXT_CHARS = 400  # of an item or a query
 """How much of a description enters an item's text: titles and categories must not drown."""
 
 CLEAN = r"^(?:[!-~]+(?: [!-~]+)*)?$"
@@ -42,7 +43,7 @@ def clean(text: str, max_chars: int) -> str:
     return " ".join(text.split())[:max_chars].rstrip()
 
 
-def item_texts(items: pl.DataFrame, *, max_chars: int = 400) -> list[str]:
+def item_texts(items: pl.DataFrame, *, max_chars: int = TEXT_CHARS) -> list[str]:
     """The text of each item: title, brand, category path, start of the description; empty parts are left out.
 
     Args:

@@ -107,6 +107,8 @@ def prepare_encoder(encoder: BiEncoder, catalogue: Catalogue, config: Recommende
     )  # fmt: skip
     if steps:
         notes.add(f"encoder: {steps} steps of warm-up on the catalogue's own text ({settings.objective}).")
+    elif config.extend_vocabulary:
+        notes.add('encoder: no warm-up, too few texts for it; "simcse" reads titles alone.', level=logging.WARNING)
     return _can_read(encoder, share, catalogue, config, notes)
 
 
@@ -161,7 +163,7 @@ def _can_read(encoder: BiEncoder, share: float, catalogue: Catalogue, config: Re
         f"{config.unknown_token_limit:.0%}): it cannot read this language, so it is not fine-tuned and the interest "
         "model is left out. Behaviour, the item tower's own words and the lexical source carry the lists. Set "
         "encoder.model to a multilingual or Chinese checkpoint, such as 'BAAI/bge-small-zh-v1.5', or to a local folder "
-        "with one; or set extend_vocabulary = true.",
+        "with one" + ("." if config.extend_vocabulary else "; or set extend_vocabulary = true."),
         level=logging.WARNING,
     )
     return False
@@ -284,9 +286,9 @@ def _train(
             seed=config.seed, max_steps=None if like is None else like.steps, max_seconds=budget(config, TOWER_SHARE),
             progress=config.progress,
         )  # fmt: skip
-    vectors, searchable = item_space(
-        tower, features, catalogue.has_text | (counts >= config.item_tower.min_interactions)
-    )
+    rare = counts < config.item_tower.min_interactions
+    tower.forget(rare)
+    vectors, searchable = item_space(tower, features, catalogue.has_text | ~rare)
     if like is None:
         compared = text_neighbours(catalogue.texts, config.lexical, progress=config.progress)
     else:

@@ -24,8 +24,8 @@ from indexing.lexical import renewed_neighbours, text_neighbours
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig
 from recsys.errors import BundleCorrupt, InvalidData, PublishRefused
+from recsys.events import strange_kinds, to_events
 from recsys.fitted import Fitted
-from recsys.pipeline import strange_kinds, to_events
 from recsys.rebuild.features import check_refreshed
 from recsys.schema import Tables
 from recsys.snapshot import places_of
@@ -102,7 +102,8 @@ def refresh(
     """
     check_tables(parent, tables)
     interactions, late, moment = _before(tables.interactions, as_of)
-    catalogue = Catalogue.of(tables.items, ignore_columns=config.ignore_columns)
+    known = parent.catalogue.group_columns
+    catalogue = Catalogue.of(tables.items, ignore_columns=config.ignore_columns, group_columns=known)
     read = parent if compared is None else compared
     text_vectors, encoded = carried_vectors(read, catalogue.texts, cache, progress=config.progress)
     events = to_events(interactions, catalogue, parent.towers.event_kinds)
@@ -294,14 +295,14 @@ def carried_items(
 ) -> tuple[ItemTower, npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Item tower, item vectors and what of them is searchable, for another catalogue.
 
-    A new item has no residual, so only a text makes it searchable.
+    An item without a learnt residual, as a new one, is made searchable by its text alone.
     """
     old = parent.towers
     rows = parent.catalogue.rows_of(catalogue.items["item_id"])
     tower = renumbered(old.item_tower, rows)
     counts = np.bincount(item_rows, minlength=len(catalogue)).astype(np.float32)
     features = ItemFeatures(text_vectors, old.words.transform(catalogue.texts), catalogue.text_rows, counts)
-    learnt = (rows >= 0) & (counts >= tower.config.min_interactions)
+    learnt = tower.has_residual() & (counts >= tower.config.min_interactions)
     return tower, *item_space(tower, features, catalogue.has_text | learnt)
 
 

@@ -213,3 +213,15 @@ def test_survives_the_disk(tmp_path, words):
     np.testing.assert_array_equal(
         loaded.encode_texts(features.texts, features.words), tower.encode_texts(features.texts, features.words)
     )
+
+
+def test_what_was_seen_too_seldom_is_forgotten_and_does_not_come_back_with_more_interactions():
+    seldom = features_of(counts=np.float32([1.0, *[10.0] * (len(TITLES) - 1)]))
+    tower = tower_for(seldom, matrix=behaviour())
+    assert tower.has_residual()[0]
+    tower.forget(seldom.counts < CONFIG.min_interactions)
+    assert tower.has_residual().tolist() == [False, *tower.residuals.weight[1:].any(dim=1).tolist()]
+    assert tower.has_residual().any()
+    often = features_of(counts=10.0)
+    alone = tower.encode_texts(often.texts, often.words)[often.text_rows]
+    np.testing.assert_allclose(tower.encode(often)[0], alone[0], atol=1e-6)

@@ -121,3 +121,13 @@ class TestRefusals:
         encoder.model.tokenizer.backend_tokenizer.model = models.Unigram([("[UNK]", 0.0)], unk_id=0)
         with pytest.raises(RuntimeError, match="a Unigram tokenizer cannot be extended, only WordPiece"):
             extend_vocabulary(encoder, TEXTS, seed=0)
+
+
+def test_a_pair_that_is_known_already_is_no_new_token(encoder):
+    texts = ["电脑键盘鼠标", "蓝牙耳机", "无线耳机", "电脑耳机", "橙子苹果", "橙子香蕉"] * 5
+    extend_vocabulary(encoder, texts, seed=0)
+    before = encoder.word_embeddings().weight.detach().clone()
+    added = extend_vocabulary(encoder, [*texts, *(["龙虾龙虾", "螃蟹螃蟹"] * 5)], seed=1)
+    after = encoder.word_embeddings().weight.detach()
+    assert added == len(after) - len(before) > 0
+    assert after[: len(before)].equal(before)

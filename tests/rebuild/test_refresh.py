@@ -80,6 +80,15 @@ def test_a_new_item_without_text_is_not_searched(served: Recommender, data: Synt
     assert made.counts.added == 2
     assert made.fitted.towers.searchable[rows].tolist() == [False, True]
     assert np.isfinite(made.fitted.towers.item_vectors).all()
+    last = data.interactions["timestamp"].max()
+    users = data.interactions["user_id"].unique().sort().head(5)
+    taken = pl.DataFrame({"user_id": users}).with_columns(
+        item_id=pl.lit("zz bare"), timestamp=pl.lit(last), event=pl.lit("view")
+    )
+    interactions = pl.concat([data.interactions, taken.select(data.interactions.columns)], how="vertical_relaxed")
+    tables = validate(interactions, pl.concat([data.items, bare, named]), data.users)
+    night = refresh(made.fitted, tables, served.config, device="cpu").fitted
+    assert night.towers.searchable[rows].tolist() == [False, True]  # taken, but no residual was learnt
 
 
 def test_as_of(served: Recommender, data: Synthetic) -> None:

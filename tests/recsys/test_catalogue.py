@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from recsys.catalogue import MAX_GROUPS, Catalogue, user_numbers
+from recsys.catalogue import MAX_GROUPS, Catalogue, user_numbers, user_values
 
 
 def items_of(n: int = 4, **further: list) -> pl.DataFrame:
@@ -137,17 +137,25 @@ class TestUserNumbers:
                 "vip": [True, False, None],
             }
         )
-        numbers = user_numbers(users)
+        numbers = user_numbers(users, user_values(users))
         assert numbers is not None
         assert numbers["user_id"].to_list() == ["u", "v", "w"]
         assert numbers["user__age"].to_list() == [30, None, 20]
-        assert numbers["user__city"].to_list() == [2, 1, 0]
+        assert numbers["user__city"].to_list() == [1, 0, None]
         assert numbers["user__vip"].to_list() == [1, 0, None]
         assert set(numbers.drop("user_id").dtypes) == {pl.Float32}
 
+    def test_keep_the_codes_of_known_values_when_others_come_and_go(self):
+        values = {"city": ["Bonn", "Rome"]}
+        users = pl.DataFrame({"user_id": [1, 2, 3, 4], "city": ["Aachen", "Rome", None, "Zagreb"]})
+        numbers = user_numbers(users, values)
+        assert numbers is not None
+        assert numbers["user__city"].to_list() == [None, 1, None, None]
+
     def test_keep_apart_columns_called_row(self):
         for values in ([1, 2], ["a", "b"]):
-            numbers = user_numbers(pl.DataFrame({"user_id": [1, 2], "row": values}))
+            users = pl.DataFrame({"user_id": [1, 2], "row": values})
+            numbers = user_numbers(users, user_values(users))
             assert numbers is not None
             assert numbers.columns == ["user_id", "user__row"]
 
@@ -155,4 +163,4 @@ class TestUserNumbers:
         "users", [None, pl.DataFrame({"user_id": ["u"]}), pl.DataFrame({"user_id": ["u", "v"], "city": ["x", "x"]})]
     )
     def test_are_none_where_nothing_is_known(self, users):
-        assert user_numbers(users) is None
+        assert user_numbers(users, user_values(users)) is None

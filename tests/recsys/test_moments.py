@@ -14,7 +14,8 @@ from recsys import Recommender, pipeline, prediction
 from recsys.candidates import describe, source_names, to_columns
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import InvalidConfig
-from recsys.pipeline import learn_first_stage, learn_second_stage, rows_of_now, strange_kinds
+from recsys.events import strange_kinds
+from recsys.pipeline import learn_first_stage, learn_second_stage, rows_of_now
 from recsys.requests import known_people
 from recsys.schema import validate
 from recsys.snapshot import gather_people
@@ -179,3 +180,31 @@ def test_text_with_too_many_values_to_be_groups_is_named(tiny_bert, data, monkey
     config = config_for(tiny_bert, probabilities=False)
     notes = Recommender(config).fit(data.interactions, items).notes
     assert any(note.startswith("items: no features of brand, text of more than") for note in notes)
+
+
+def test_a_training_goes_on_only_in_the_same_fit(tiny_bert, data, tmp_path):
+    def vectors(interactions, folder=None, **contrastive):
+        training = {"checkpoint_folder": None if folder is None else str(folder), "checkpoint_every": 1}
+        lesson = {"encoder_steps": 0, "tower_max_steps": 4, **contrastive}
+        config = config_for(
+            tiny_bert, contrastive=lesson, training=training, renew_towers=True, probabilities=False, ranker={}
+        )
+        return Recommender(config).fit(interactions, data.items)._state.towers.item_vectors
+
+    plain = vectors(data.interactions)
+    np.testing.assert_array_equal(vectors(data.interactions, tmp_path), plain)
+    np.testing.assert_array_equal(vectors(data.interactions, tmp_path), plain)  # found finished
+    faster = {"tower_learning_rate": 0.05}
+    np.testing.assert_array_equal(vectors(data.interactions, tmp_path, **faster), vectors(data.interactions, **faster))
+    other = data.interactions.with_columns(item_id=pl.col("item_id").reverse())
+    np.testing.assert_array_equal(vectors(other, tmp_path), vectors(other))
+
+
+def test_a_query_is_read_as_the_text_of_an_item_is(tiny_bert, data):
+    items = data.items.with_columns(title=pl.lit("Café") + pl.col("title"), description=pl.lit(""))
+    config = config_for(tiny_bert, probabilities=False)
+    fitted = Recommender(config).fit(data.interactions, items)
+    composed, apart = "Café\u0301".replace("é\u0301", "é"), "Cafe\u0301"
+    assert composed != apart
+    lists = [fitted.search([text + items["title"][0].removeprefix("Café")], 5) for text in (composed, apart)]
+    assert_frame_equal(lists[0].drop("text"), lists[1].drop("text"))

@@ -4,8 +4,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
 from polars.testing import assert_frame_equal
 
 from indexing.lookalikes import near_taken
@@ -183,3 +185,84 @@ def test_tables_of_another_kind_are_refused(served: Recommender, data: Synthetic
         served.upsert_items(data.items.with_columns(item_id=pl.int_range(pl.len())))
     with pytest.raises(InvalidData, match="the model was fitted with String"):
         served.update_interactions(data.interactions.with_columns(user_id=pl.int_range(pl.len())))
+
+
+def test_text_columns_stay_features_when_their_values_come_and_go(tiny_bert: str, monkeypatch) -> None:
+    made = generate(n_users=80, n_items=80, n_topics=4, events_per_user=14, n_cold_items=4)
+    shop = pl.format("shop {}", pl.int_range(pl.len()) % 3)
+    items = made.items.with_columns(shop=shop)
+    users = made.users.select("user_id", place=pl.when(pl.int_range(pl.len()) < 3).then(pl.lit("b")).otherwise(
+        pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit("a")).otherwise(pl.lit("c"))))  # fmt: skip
+    config = config_from_dict(
+        {
+            "encoder": {"model": tiny_bert},
+            "contrastive": {"encoder_steps": 0, "tower_max_steps": 2},
+            "ranker": {"n_trees": 10},
+            "windows": {"kind": "time"},
+            "n_interest": 0,
+            "probabilities": False,
+            "device": "cpu",
+            "progress": False,
+        }
+    )
+    fitted = Recommender(config).fit(made.interactions, items, users)
+    monkeypatch.setattr("recsys.catalogue.MAX_GROUPS", 3)
+    fitted.upsert_items(items.head(1).with_columns(shop=pl.lit("a fourth shop")))
+    assert fitted._state.catalogue.group_columns == ("shop",)
+    before = fitted._state.user_numbers
+    gone = users.filter(pl.col("place") == "b")["user_id"]
+    fitted.delete_users(gone)
+    after = fitted._state.user_numbers
+    assert before is not None
+    assert after is not None
+    assert_frame_equal(after, before.filter(~pl.col("user_id").is_in(gone.implode())))
+    assert after["user__place"].unique().sort().to_list() == [0.0, 2.0]
+    assert fitted.recommend(fitted.users.head(3), 5).height == 15
+
+
+def test_the_index_holds_the_vectors_of_items_that_were_not_touched(served: Recommender, data: Synthetic) -> None:
+    with torch.no_grad():  # as a tower that shows more of what it learnt where an item is taken more often
+        served._state.towers.item_tower.gate.copy_(torch.tensor([0.0, 1.0]))
+    served.update_interactions(data.interactions.head(40).with_columns(timestamp=data.interactions["timestamp"].max()))
+    served.upsert_items(new_items(data))
+    towers = served._state.towers
+    rows, scores = towers.index.search(towers.item_vectors, 1)
+    np.testing.assert_allclose(scores[:, 0], 1.0, atol=1e-5)
+    own = (towers.item_vectors[rows[:, 0]] * towers.item_vectors).sum(axis=1)
+    np.testing.assert_allclose(own, 1.0, atol=1e-5)
+
+
+def test_an_item_may_lack_what_others_have(tiny_bert: str, data: Synthetic) -> None:
+    items = data.items.with_columns(shop=pl.lit("s"), stars=pl.int_range(pl.len()))
+    config = config_from_dict(
+        {
+            "encoder": {"model": tiny_bert},
+            "contrastive": {"encoder_steps": 0, "tower_max_steps": 1},
+            "n_interest": 0,
+            "probabilities": False,
+            "device": "cpu",
+            "progress": False,
+        }
+    )
+    fitted = Recommender(config).fit(data.interactions, items)
+    bare = items.head(2).with_columns(shop=pl.lit(None), stars=pl.Series([4.0, None]))
+    fitted.upsert_items(bare)
+    known = fitted._state.catalogue.items.filter(pl.col("item_id").is_in(bare["item_id"].implode()))
+    assert known["shop"].to_list() == [None, None]
+    assert known["stars"].to_list() == [4, None]
+    with pytest.raises(InvalidData, match="stars: must be Int64, as at the fit, but is Float64"):
+        fitted.upsert_items(bare.with_columns(stars=4.5))
+    with pytest.raises(InvalidData, match="shop: must be String, as at the fit, but is missing"):
+        fitted.upsert_items(bare.drop("shop"))
+
+
+def test_a_delta_keeps_what_was_deleted(served: Recommender, data: Synthetic) -> None:
+    served.upsert_items(new_items(data))
+    index = served._state.towers.index
+    query, more = index.vectors[5:6], index.vectors[:2]
+    index.delete(np.array([5]))
+    index.add(more)
+    assert index.size == len(index.vectors) == data.items.height + 4
+    assert 5 not in index.search(query, 10)[0]
+    with pytest.raises(ValueError, match="rows to delete must be integers"):
+        index.delete(np.array([-1]))

@@ -19,9 +19,10 @@ from recsys.candidates import candidate_columns, to_frame
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import BundleIncompatible, InvalidConfig
+from recsys.events import to_events
 from recsys.fitted import read_state
 from recsys.notes import Notes
-from recsys.pipeline import decide_seen, open_window, to_events
+from recsys.pipeline import decide_seen, open_window
 from recsys.ranker_lesson import without_users
 from recsys.rebuild.refresh import refresh
 from recsys.requests import known_people

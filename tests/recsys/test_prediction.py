@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal, assert_series_equal
 
-from recsys import Recommender, pipeline, prediction
+from recsys import Recommender, prediction
 from recsys.catalogue import Catalogue
 from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import InvalidConfig, InvalidData, NotFitted, UnknownUsers
+from recsys.events import to_events
 from recsys.notes import Notes
 from recsys.prediction import ANY, Asker, draw_pairs, draw_users, horizon_of, learn_probabilities
 from recsys.schema import validate
@@ -188,7 +189,7 @@ class Sides:
         self.towers = state.towers
 
     def numbered(self, rows: pl.DataFrame) -> pl.DataFrame:
-        return pipeline.to_events(rows, self.catalogue, self.towers.event_kinds)
+        return to_events(rows, self.catalogue, self.towers.event_kinds)
 
     def snapshot(self, history: pl.DataFrame, start: datetime):
         return take_snapshot(

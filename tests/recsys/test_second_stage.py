@@ -13,8 +13,9 @@ from ranking.ranker import Ranker
 from ranking.training_set import TrainingSet
 from recsys.catalogue import Catalogue
 from recsys.config import config_from_dict
+from recsys.events import graded, to_events
 from recsys.notes import Notes
-from recsys.pipeline import graded, open_window, to_events
+from recsys.pipeline import open_window
 from recsys.ranker_lesson import MIN_RANKER_USERS, earns_its_place, stacked, train_ranker, without_users
 from recsys.schema import validate
 from recsys.second_stage import (
