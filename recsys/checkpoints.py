@@ -1,13 +1,10 @@
 """Where the trainings of one fit keep their checkpoints, so that none goes on from another fit's."""
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-import polars as pl
-
 from recsys.config import RecommenderConfig
-from recsys.schema import Tables
+from recsys.schema import Tables, fingerprint
 
 
 def with_own_checkpoints(config: RecommenderConfig, tables: Tables, phase: str) -> RecommenderConfig:
@@ -19,9 +16,5 @@ def with_own_checkpoints(config: RecommenderConfig, tables: Tables, phase: str) 
     if training.checkpoint_folder is None:
         return config
     learns = replace(config, progress=True, training=replace(training, checkpoint_folder=None, log_folder=None))
-    digest = hashlib.sha256(f"{phase} {learns!r}".encode())
-    for table in (tables.interactions, tables.items):
-        flat = table.with_columns(pl.col(pl.List(pl.String)).list.join("|"))
-        digest.update(flat.hash_rows().to_numpy().tobytes())
-    folder = Path(training.checkpoint_folder) / f"{phase}-{digest.hexdigest()[:12]}"
+    folder = Path(training.checkpoint_folder) / f"{phase}-{fingerprint(tables, learns)[:12]}"
     return replace(config, training=replace(training, checkpoint_folder=str(folder)))

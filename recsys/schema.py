@@ -14,6 +14,7 @@ one column; foreign names are `aliases`', reading is `tables`', the values of on
 of texts is `text`'s.
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,20 @@ class Tables:
     users: pl.DataFrame | None
     notes: tuple[str, ...]
     implementation: nw.Implementation
+
+
+def fingerprint(tables: Tables, also: object) -> str:
+    """sha256 (64 hex digits) of the tables' content in canonical form, and of `also`; row order does not matter.
+
+    Rows are hashed by their values: how they lie in memory depends on the file that they came from.
+    """
+    digest = hashlib.sha256(str(also).encode())
+    for frame in (tables.interactions, tables.items, tables.users):
+        if frame is not None:
+            digest.update(repr(frame.schema).encode())
+            digest.update(frame.hash_rows(seed=0).to_numpy().tobytes())
+        digest.update(b"|")
+    return digest.hexdigest()
 
 
 def read_table(source: Table, name: str) -> pl.DataFrame:

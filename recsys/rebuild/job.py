@@ -44,7 +44,7 @@ from recsys.rebuild.refresh import Counts, as_json, check_parts, refresh
 from recsys.rebuild.reopen import lists_from, reader_process
 from recsys.rebuild.store import Store
 from recsys.recommender import Recommender
-from recsys.schema import Table, Tables, validate
+from recsys.schema import Table, Tables, fingerprint, validate
 from recsys.splits import end_of
 
 FEW_IN_FUTURE = 10  # or this share of the interactions: a wrong clock somewhere; more is a wrong time zone or unit
@@ -363,20 +363,6 @@ def _emptied(staging: Path) -> Path:
     for path in staging.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return staging
-
-
-def fingerprint(tables: Tables, as_of: datetime | None) -> str:
-    """sha256 (64 hex digits) of the tables' content in canonical form, and of `as_of`; row order does not matter.
-
-    Rows are hashed by their values: how they lie in memory depends on the file that they came from.
-    """
-    digest = hashlib.sha256(str(as_of).encode())
-    for frame in (tables.interactions, tables.items, tables.users):
-        if frame is not None:
-            digest.update(repr(frame.schema).encode())
-            digest.update(frame.hash_rows(seed=0).to_numpy().tobytes())
-        digest.update(b"|")
-    return digest.hexdigest()
 
 
 def write_metrics(result: RebuildResult, path: Path, *, now: datetime) -> None:

@@ -16,9 +16,9 @@ from recsys.bundle import seal_bundle
 from recsys.cli import exit_code
 from recsys.errors import BundleCorrupt, BundleLocked, BundleNotFound, InvalidConfig, InvalidData, PublishRefused
 from recsys.rebuild.gates import GatesConfig
-from recsys.rebuild.job import RebuildConfig, fingerprint, init, run, write_metrics
+from recsys.rebuild.job import RebuildConfig, init, run, write_metrics
 from recsys.rebuild.store import Store
-from recsys.schema import Tables, validate
+from recsys.schema import Tables, fingerprint, validate
 from recsys.synthetic import Synthetic
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -333,7 +333,7 @@ def test_the_fingerprint_is_the_same_whatever_file_the_tables_come_from(data: Sy
     swapped = items.with_columns(title=pl.col("maker").fill_null("x"), maker=pl.col("title"))
     assert fingerprint(validate(interactions, swapped), None) != wanted
     script = (
-        "import sys; from recsys.rebuild.job import fingerprint; from recsys.schema import validate;"
+        "import sys; from recsys.schema import fingerprint, validate;"
         "print(fingerprint(validate(sys.argv[1], sys.argv[2]), None))"
     )
     items.write_parquet(tmp_path / "items.parquet")
