@@ -20,6 +20,8 @@ from recsys.config import RecommenderConfig
 from recsys.snapshot import People, Snapshot
 from recsys.text import history_text
 
+ROUNDING = 1e-3  # seconds by which two ways of counting them may differ
+
 
 def candidate_columns(
     people: People,
@@ -61,7 +63,7 @@ def describe(
         ValueError: the snapshot knows what lies after the moment of a user.
     """
     moments = people.moments["moment"].to_numpy()
-    if not snapshot.clock and (moments < snapshot.moment).any():
+    if not snapshot.clock and (moments < snapshot.moment - ROUNDING).any():
         raise ValueError(f"the snapshot, of {snapshot.moment}, is later than the moment of a user, {moments.min()}")
     if interest is not None:
         columns = add_interest(columns, people, interest, catalogue, config, progress=progress)

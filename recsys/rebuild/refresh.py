@@ -168,7 +168,7 @@ def check_parts(fitted: Fitted, encoder: object) -> None:
 
 
 def check_tables(parent: Fitted, tables: Tables) -> None:
-    """Refuse tables that lack what the models were fitted with, or have it in another type.
+    """Refuse tables that lack what the models were fitted with, or have it in another type or spelling.
 
     Raises:
         InvalidData: which column it is.
@@ -187,6 +187,12 @@ def check_tables(parent: Fitted, tables: Tables) -> None:
         )  # fmt: skip
     if parent.users is not None and tables.users is not None:
         _same_columns(parent.users, tables.users, "users")
+        for name, values in parent.user_values.items():
+            if not tables.users[name].cast(pl.String).is_in(list(values)).any():
+                raise InvalidData(
+                    table="users", column=name, rule=f"has none of the values of the fit, such as {values[0]!r}",
+                    remedy="spell them as at the fit, or fit again",
+                )  # fmt: skip
 
 
 def _same_columns(old: pl.DataFrame, new: pl.DataFrame, table: str) -> None:

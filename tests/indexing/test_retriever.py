@@ -485,10 +485,16 @@ class TestBlock:
 
 class TestConfig:
     @pytest.mark.parametrize(
-        "wrong", [{"vector": -1}, dict.fromkeys(SOURCES, 0), dict.fromkeys(SOURCES, 0) | {"repeat": 9, "new": 9}]
+        "wrong",
+        [
+            {"vector": -1},
+            dict.fromkeys(SOURCES, 0),
+            dict.fromkeys(SOURCES, 0) | {"repeat": 9, "new": 9},
+            dict.fromkeys(SOURCES, 0) | {"lookalike": 9},
+        ],
     )
     def test_refuses_depths_without_a_source(self, wrong):
-        with pytest.raises(ValueError, match="depths must be 0 or more, and one besides repeat and new above 0"):
+        with pytest.raises(ValueError, match="depths must be 0 or more, and one besides repeat, new and lookalike"):
             RetrieverConfig(**wrong)
 
     def test_refuses_lists_longer_than_can_be_ranked(self):

@@ -89,16 +89,23 @@ def test_a_ranker_of_other_rows(
 
 
 def test_tables_that_leave_a_feature_out(store: Store, data: Synthetic, still_serves: Callable[[Store], None]) -> None:
-    """A column that says the same of everybody is none that the ranker could read."""
+    """A column whose values the models have never seen says nothing of anybody."""
     before = store.current()
     alike = data.users.with_columns(favourite_topic=pl.lit("all"))
-    with pytest.raises(
-        InvalidData, match=r"items or users: the ranker reads user__favourite_topic, which cannot be computed"
-    ) as caught:
+    with pytest.raises(InvalidData, match=r"users\.favourite_topic: has none of the values of the fit") as caught:
         run(store, data.interactions, data.items, alike, now=NOW, config=EASY)
     assert exit_code(caught.value) == 65
     assert store.current() == before
     assert len(store.versions()) == 1
+    still_serves(store)
+
+
+def test_items_of_one_category_alone(store: Store, data: Synthetic, still_serves: Callable[[Store], None]) -> None:
+    """Where there is one category it is no source, whose score the ranker would read."""
+    alike = data.items.with_columns(categories=pl.lit("all"))
+    with pytest.raises(InvalidData, match=r"the ranker reads category_score, .*which cannot be computed") as caught:
+        run(store, data.interactions, alike, data.users, now=NOW, config=EASY)
+    assert exit_code(caught.value) == 65
     still_serves(store)
 
 
