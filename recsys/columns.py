@@ -188,8 +188,10 @@ def feature(column: pl.Series) -> pl.Series | None:
 
 def of_type(column: pl.Series, dtype: pl.DataType) -> pl.Series:
     """A column without values, or of floats that are whole numbers, as of the type; any other as it is."""
+    if column.dtype == pl.Null:
+        return column.cast(dtype)
     whole = column.dtype.is_float() and dtype.is_integer() and (column.drop_nulls().drop_nans() % 1.0 == 0.0).all()
-    return column.fill_nan(None).cast(dtype) if whole else column.cast(dtype) if column.dtype == pl.Null else column
+    return column.fill_nan(None).cast(dtype) if whole else column
 
 
 def refuse(frame: pl.DataFrame, bad: pl.Series, name: str, table: str, rule: str, remedy: str) -> None:
