@@ -110,7 +110,8 @@ class RetrieverConfig:
     @property
     def finding_new(self) -> tuple[str, ...]:
         """The sources that `new` asks; empty where it, or all of them, are switched off."""
-        return tuple(name for name in FINDING_NEW if self.new > 0 and getattr(self, name) > 0)
+        needed = {"lookalike": self.covisitation}  # it starts from there
+        return tuple(name for name in FINDING_NEW if self.new > 0 and getattr(self, name) > 0 and needed.get(name, 1))
 
 
 SOURCES = (
@@ -352,8 +353,7 @@ def build_retriever(
         finding = {name: sources[name] for name in config.finding_new if name in sources}
         if "similar" in finding:
             finding["similar"] = similar()  # which remembers neighbours among the new ones only
-        if finding:
-            sources["new"] = NewSource(tuple(finding.values()), new)
+        sources["new"] = NewSource(tuple(finding.values()), new)
     depths = {name: getattr(config, name) for name in SOURCES if name in sources}
     used = {name: (sources[name], n) for name, n in depths.items() if n > 0}
     return Retriever(used, n_candidates=config.n_candidates, weights=weights, item_weights=item_weights)

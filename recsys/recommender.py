@@ -209,8 +209,8 @@ class Recommender:
         frame = to_frame(to_columns(found)).with_columns(score=pl.col("stage1_score"))
         ranked = with_source(top_k(frame, most))
         report_short(state, ranked, len(ids), n_candidates)
-        found_lists = named(state, ranked, ids, ["user_id", "item_id", "rank", "score", "source"])
-        return to_caller(found_lists, self._implementation)
+        columns = ["user_id", "item_id", "rank", "score", "source"]
+        return to_caller(named(state, ranked, ids, columns), self._implementation)
 
     def explain(
         self,
@@ -366,10 +366,9 @@ class Recommender:
             BundleNotFound, BundleCorrupt, BundleIncompatible: there is none, it is damaged, or of another format.
             DeviceUnavailable: the device is not there.
         """
-        open_bundle(Path(folder))
-        state = read_state(Path(folder))
-        config = config_from_dict(state["config"])
-        fitted = read_fitted(Path(folder), state, config, resolve_device(device))
+        open_bundle(path := Path(folder))
+        config = config_from_dict((state := read_state(path))["config"])
+        fitted = read_fitted(path, state, config, resolve_device(device))
         fitted.snapshot.ready()
         return cls.of(fitted, config)
 

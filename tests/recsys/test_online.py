@@ -13,9 +13,21 @@ from polars.testing import assert_frame_equal
 from indexing.lookalikes import near_taken
 from ranking.interest import InterestConfig, InterestModel
 from recsys import Recommender, snapshot
-from recsys.config import config_from_dict
+from recsys.config import RecommenderConfig, config_from_dict
 from recsys.errors import InvalidConfig, InvalidData
 from recsys.synthetic import Synthetic, generate
+
+
+def config_for(tiny_bert: str, **values: object) -> RecommenderConfig:
+    small = {
+        "encoder": {"model": tiny_bert},
+        "contrastive": {"encoder_steps": 0, "tower_max_steps": 2},
+        "n_interest": 0,
+        "probabilities": False,
+        "device": "cpu",
+        "progress": False,
+    }
+    return config_from_dict({**small, **values})
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +37,7 @@ def data() -> Synthetic:
 
 @pytest.fixture(scope="module")
 def saved(tiny_bert: str, data: Synthetic, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = config_from_dict(
-        {
-            "encoder": {"model": tiny_bert},
-            "contrastive": {"encoder_steps": 2, "tower_max_steps": 3},
-            "n_interest": 0,
-            "probabilities": False,
-            "device": "cpu",
-            "progress": False,
-        }
-    )
+    config = config_for(tiny_bert, contrastive={"encoder_steps": 2, "tower_max_steps": 3})
     folder = tmp_path_factory.mktemp("model") / "saved"
     Recommender(config).fit(data.interactions, data.items, data.users).save(folder)
     return folder
@@ -193,18 +196,7 @@ def test_text_columns_stay_features_when_their_values_come_and_go(tiny_bert: str
     items = made.items.with_columns(shop=shop)
     users = made.users.select("user_id", place=pl.when(pl.int_range(pl.len()) < 3).then(pl.lit("b")).otherwise(
         pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit("a")).otherwise(pl.lit("c"))))  # fmt: skip
-    config = config_from_dict(
-        {
-            "encoder": {"model": tiny_bert},
-            "contrastive": {"encoder_steps": 0, "tower_max_steps": 2},
-            "ranker": {"n_trees": 10},
-            "windows": {"kind": "time"},
-            "n_interest": 0,
-            "probabilities": False,
-            "device": "cpu",
-            "progress": False,
-        }
-    )
+    config = config_for(tiny_bert, ranker={"n_trees": 10}, windows={"kind": "time"})
     fitted = Recommender(config).fit(made.interactions, items, users)
     monkeypatch.setattr("recsys.catalogue.MAX_GROUPS", 3)
     fitted.upsert_items(items.head(1).with_columns(shop=pl.lit("a fourth shop")))
@@ -234,17 +226,7 @@ def test_the_index_holds_the_vectors_of_items_that_were_not_touched(served: Reco
 
 def test_an_item_may_lack_what_others_have(tiny_bert: str, data: Synthetic) -> None:
     items = data.items.with_columns(shop=pl.lit("s"), stars=pl.int_range(pl.len()))
-    config = config_from_dict(
-        {
-            "encoder": {"model": tiny_bert},
-            "contrastive": {"encoder_steps": 0, "tower_max_steps": 1},
-            "n_interest": 0,
-            "probabilities": False,
-            "device": "cpu",
-            "progress": False,
-        }
-    )
-    fitted = Recommender(config).fit(data.interactions, items)
+    fitted = Recommender(config_for(tiny_bert)).fit(data.interactions, items)
     bare = items.head(2).with_columns(shop=pl.lit(None), stars=pl.Series([4.0, None]))
     fitted.upsert_items(bare)
     known = fitted._state.catalogue.items.filter(pl.col("item_id").is_in(bare["item_id"].implode()))
